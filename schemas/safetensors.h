@@ -1,0 +1,65 @@
+#pragma once
+// The safetensors container: 8-byte header length, JSON header {name: {dtype, shape, data_offsets}}, data.
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "schemas/mapped_file.h"
+#include "schemas/types.h"
+
+namespace kvplan {
+
+/// Element types of safetensors: F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL; others are refused.
+struct SafetensorsEntry {
+  std::string dtype;
+  std::vector<std::int64_t> shape;
+  std::span<const std::byte> data;
+};
+
+inline constexpr std::size_t kMaxSafetensorsHeader = std::size_t{100} << 20;
+
+class SafetensorsFile {
+ public:
+  /// Checks everything: header length, JSON, dtype, shape x size = range, ranges inside the file, no overlap, no holes.
+  /// InputError{file, tensor}.
+  explicit SafetensorsFile(const std::filesystem::path& path);
+  const std::map<std::string, SafetensorsEntry>& entries() const { return entries_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  bool has(const std::string& name) const { return entries_.contains(name); }
+  /// InputError when absent.
+  const SafetensorsEntry& at(const std::string& name) const;
+  /// A copy of a tensor of dtype F64 / F32 / I64; InputError when the dtype, or the shape (if given), differs.
+  Array<double> f64(const std::string& name, std::span<const std::int64_t> shape = {}) const;
+  Array<float> f32(const std::string& name, std::span<const std::int64_t> shape = {}) const;
+  Array<std::int64_t> i64(const std::string& name, std::span<const std::int64_t> shape = {}) const;
+  const MappedFile& file() const { return file_; }
+
+ private:
+  MappedFile file_;
+  std::map<std::string, SafetensorsEntry> entries_;
+  std::map<std::string, std::string> metadata_;
+};
+
+/// Collects tensors and writes them sorted by name, deterministic bytes.
+class SafetensorsWriter {
+ public:
+  void add(const std::string& name, const Array<double>& a);
+  void add(const std::string& name, const Array<float>& a);
+  void add(const std::string& name, const Array<std::int64_t>& a);
+  std::vector<std::byte> bytes() const;
+
+ private:
+  struct Item {
+    std::string dtype;
+    std::vector<std::int64_t> shape;
+    std::vector<std::byte> data;
+  };
+  std::map<std::string, Item> items_;
+};
+
+}  // namespace kvplan

@@ -1,0 +1,78 @@
+#pragma once
+// Plain value types that every folder shares: the two cache sides, dense arrays, the model fingerprint.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace kvplan {
+
+enum class Side { kKey = 0, kValue = 1 };
+inline constexpr std::array<Side, 2> kSides = {Side::kKey, Side::kValue};
+/// "k" or "v", as in tensor names.
+inline const char* side_name(Side side) { return side == Side::kKey ? "k" : "v"; }
+
+/// Row-major dense array; data.size() is the product of shape.
+template <class T>
+struct Array {
+  std::vector<std::int64_t> shape;
+  std::vector<T> data;
+
+  Array() = default;
+  explicit Array(std::vector<std::int64_t> dims, T fill = T{}) : shape(std::move(dims)) {
+    std::size_t n = 1;
+    for (auto s : shape) n *= static_cast<std::size_t>(s);
+    data.assign(n, fill);
+  }
+  bool empty() const { return data.empty(); }
+  std::size_t stride0() const { return shape.empty() || shape[0] == 0 ? 0 : data.size() / static_cast<std::size_t>(shape[0]); }
+  /// The i-th sub-array along the first dimension, flattened.
+  std::span<T> row(std::size_t i) { return std::span<T>(data).subspan(i * stride0(), stride0()); }
+  std::span<const T> row(std::size_t i) const {
+    return std::span<const T>(data).subspan(i * stride0(), stride0());
+  }
+  bool operator==(const Array&) const = default;
+};
+
+/// Rotary embedding scaling; `type` is "linear" or "llama3" (Hugging Face names), other types are refused by the readers.
+struct RopeScaling {
+  std::string type;
+  double factor = 1;
+  double low_freq_factor = 1, high_freq_factor = 4;  // llama3 only
+  std::int64_t original_context = 8192;              // llama3 only
+  bool operator==(const RopeScaling&) const = default;
+};
+
+/// Rotary embedding. style "half": channel j pairs with j + rotary_dim/2 ("interleaved": 2j with 2j+1; "none").
+struct RopeSpec {
+  std::string style = "half";
+  double base = 10000;
+  std::optional<RopeScaling> scaling;
+  bool operator==(const RopeSpec&) const = default;
+};
+
+/// What identifies a model in a profile and a plan. kv_weights_sha256: stored bytes of the k and v projection
+/// weights (k then v per layer, layer order).
+struct ModelSpec {
+  std::string architecture;  // "llama", "qwen2"
+  int num_layers = 0;
+  int query_heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;
+  int rotary_dim = 0;
+  RopeSpec rope;
+  std::string container;  // "gguf" or "hf"
+  std::string kv_weights_sha256;
+  bool operator==(const ModelSpec&) const = default;
+};
+
+/// Number of cached elements of one token: layers x heads x (K + V) x head_dim.
+inline std::int64_t elements_per_token(const ModelSpec& m) {
+  return std::int64_t{2} * m.num_layers * m.kv_heads * m.head_dim;
+}
+
+}  // namespace kvplan

@@ -1,0 +1,63 @@
+#pragma once
+// Held-out measurements of one plan and its baselines (docs/formats/validation.md).
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "schemas/types.h"
+
+namespace kvplan {
+
+/// KL divergence in nats per token from the fp16 cache, over scored tokens; standard error by windows (cluster of a window).
+struct KlStatistics {
+  double mean = 0, standard_error = 0;
+  double p50 = 0, p95 = 0, p99 = 0, max = 0;
+  double cvar95 = 0;  // mean of the worst 5 %
+};
+
+/// 95 % paired bootstrap interval over windows.
+struct Interval {
+  double low = 0, high = 0;
+};
+
+struct CandidateResult {
+  std::string name;   // "fp16", "plan", "q4_0", "turboquant:3"
+  std::string mode;   // "worst" or "decode"
+  double effective_bits = 0;   // from the packed buffers
+  double perplexity = 0;
+  double perplexity_rise = 0;  // relative to fp16 on the same tokens
+  Interval perplexity_rise_interval;
+  KlStatistics kl;
+  Interval kl_minus_plan;      // paired: this candidate's mean KL minus the plan's; 0 for the plan itself
+  double same_top1 = 0;
+  std::vector<double> kl_by_position;        // mean KL in 16 equal bins of the scored positions
+  std::optional<double> predicted_kl;        // plans only
+};
+
+struct GateResult {
+  std::string expression;  // "kl<=.05"
+  double measured = 0;
+  bool passed = false;
+};
+
+struct Validation {
+  std::string plan_sha256;
+  std::string model_sha256;  // kv_weights_sha256
+  std::vector<std::string> text_names, text_sha256;
+  double part_begin = 0, part_end = 1;
+  int window = 0, windows = 0, first_scored = 0;  // positions first_scored .. window-2 are scored
+  std::int64_t scored_tokens = 0;
+  bool bos = false;
+  std::string runtime = "cpu";
+  std::string program;
+  std::vector<CandidateResult> candidates;
+  std::vector<GateResult> gates;
+};
+
+std::string validation_json(const Validation& validation);
+void write_validation(const Validation& validation, const std::filesystem::path& file);
+Validation read_validation(const std::filesystem::path& file);
+
+}  // namespace kvplan
