@@ -1,5 +1,6 @@
 #pragma once
-// Held-out evaluation: perplexity and KL divergence of caches stored by plans against the fp16 cache.
+// Held-out evaluation: perplexity and KL divergence of caches stored by plans against the fp16
+// cache.
 
 #include <string>
 #include <vector>
@@ -19,17 +20,20 @@ struct Candidate {
 
 struct EvaluateOptions {
   int window = 1024;
-  std::vector<std::string> modes = {"worst"};  // worst: every vector after the sinks is quantised as produced; decode: pages as the runtime fills them
+  std::vector<std::string> modes = {
+      "worst"};  // worst: every vector after the sinks is quantised as produced; decode: pages as
+                 // the runtime fills them
   int threads = 0;
   std::uint64_t bootstrap_seed = 0;
   int bootstrap_samples = 2000;
-  std::string plan_name;  // candidate that kl_minus_plan is paired with
+  std::string plan_name;               // candidate that kl_minus_plan is paired with
   std::filesystem::path partial_file;  // state of finished windows, to resume from; empty: none
 };
 
-/// Positions window/4 .. window-2 of each window are scored (quantization.md section 4). Fills candidates, scored_tokens,
-/// window, windows, first_scored of the result, "fp16" first.
-Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& windows, const std::vector<Candidate>& candidates,
-                    const EvaluateOptions& options, const RunControl& control);
+/// Positions window/4 .. window-2 of each window are scored (quantization.md section 4). Fills
+/// candidates, scored_tokens, window, windows, first_scored of the result, "fp16" first.
+Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& windows,
+                    const std::vector<Candidate>& candidates, const EvaluateOptions& options,
+                    const RunControl& control);
 
 }  // namespace kvplan::calib

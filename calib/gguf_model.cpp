@@ -1,1 +1,220 @@
-// Filled in by the owner of this file.
+// Configuration and tensors of a GGUF file, keys as llama.cpp writes them.
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "calib/dequantize.h"
+#include "calib/families.h"
+#include "calib/file_model.h"
+#include "schemas/error.h"
+
+namespace kvplan::calib {
+namespace {
+
+constexpr const char* kRopeFactors = "rope_freqs.weight";
+// Meta's values, the same in all Llama 3.x models; a GGUF file keeps only the factors that follow
+// from them.
+constexpr double kLlama3LowFreqFactor = 1, kLlama3HighFreqFactor = 4;
+constexpr std::int64_t kLlama3OriginalContext = 8192;
+constexpr double kFactorTolerance = 1e-4;  // relative; the file holds float32
+
+/// Typed look-ups of "{architecture}.{name}".
+class Keys {
+ public:
+  explicit Keys(const GgufFile& gguf)
+      : gguf_(gguf), prefix_(gguf.string("general.architecture") + ".") {}
+
+  std::string full(std::string_view name) const { return std::string(prefix_).append(name); }
+  bool has(std::string_view name) const { return gguf_.has(full(name)); }
+
+  int size(std::string_view name, std::int64_t max) const {
+    return checked(name, gguf_.integer(full(name)), max);
+  }
+  int size_or(std::string_view name, std::int64_t otherwise, std::int64_t max) const {
+    return checked(name, gguf_.integer_or(full(name), otherwise), max);
+  }
+  double number(std::string_view name) const { return gguf_.number(full(name)); }
+  double number_or(std::string_view name, double otherwise) const {
+    return gguf_.number_or(full(name), otherwise);
+  }
+  std::string string_or(std::string_view name, std::string otherwise) const {
+    return gguf_.string_or(full(name), std::move(otherwise));
+  }
+  bool boolean_or(std::string_view name, bool otherwise) const {
+    return gguf_.boolean_or(full(name), otherwise);
+  }
+  [[noreturn]] void fail(std::string_view name, const std::string& message) const {
+    throw InputError(gguf_.file().path().string(), full(name), message);
+  }
+
+ private:
+  int checked(std::string_view name, std::int64_t value, std::int64_t max) const {
+    if (value < 1 || value > max) {
+      fail(name, "expected 1 to " + std::to_string(max) + ", found " + std::to_string(value));
+    }
+    return static_cast<int>(value);
+  }
+
+  const GgufFile& gguf_;
+  std::string prefix_;
+};
+
+void check_fixed(const Keys& keys, std::span<const GgufFixed> all) {
+  for (const auto& [key, required] : all) {
+    if (!keys.has(key)) continue;
+    if (const auto* flag = std::get_if<bool>(&required)) {
+      if (keys.boolean_or(key, *flag) != *flag) {
+        keys.fail(key, std::string("only ") + (*flag ? "true" : "false") + " is supported");
+      }
+    } else if (const double found = keys.number(key); found != std::get<double>(required)) {
+      keys.fail(key, "only " + std::to_string(std::get<double>(required)) +
+                         " is supported, found " + std::to_string(found));
+    }
+  }
+}
+
+std::optional<RopeScaling> linear_scaling(const Keys& keys) {
+  const auto type = keys.string_or("rope.scaling.type", "linear");  // llama.cpp's default
+  if (type == "none") return std::nullopt;
+  if (type != "linear") {
+    keys.fail("rope.scaling.type", "the rotary scaling \"" + type +
+                                       "\" is not supported; supported are none and linear");
+  }
+  // rope.scale_linear is the older name.
+  const double factor =
+      keys.number_or("rope.scaling.factor", keys.number_or("rope.scale_linear", 0));
+  if (!std::isfinite(factor) || factor < 0) {
+    keys.fail("rope.scaling.factor", "expected a factor above 0, found " + std::to_string(factor));
+  }
+  if (factor == 0 || factor == 1) return std::nullopt;
+  return RopeScaling{.type = "linear", .factor = factor};
+}
+
+/// The scaling behind rope_freqs.weight, whose values divide the frequencies. The largest is Llama
+/// 3's factor; the others must follow from it.
+RopeScaling llama3_scaling(const Keys& keys, ModelConfig config, const StoredTensor& tensor) {
+  const auto fail = [&](const std::string& message) {
+    throw InputError(tensor.file->path().string(), tensor.stored_name, message);
+  };
+  const auto half = static_cast<std::size_t>(config.rotary_dim / 2);
+  if (tensor.shape != std::vector<std::int64_t>{config.rotary_dim / 2}) {
+    fail("expected " + std::to_string(half) + " rotary factors");
+  }
+  if (config.rope.scaling) fail("found rotary factors beside rope.scaling; only one is supported");
+  std::vector<float> factors(half);
+  dequantize(tensor.type, tensor.data, factors);
+
+  config.rope.scaling.reset();
+  const auto plain = rotary_frequencies(config);
+  config.rope.scaling = {.type = "llama3",
+                         .factor = *std::ranges::max_element(factors),
+                         .low_freq_factor = kLlama3LowFreqFactor,
+                         .high_freq_factor = kLlama3HighFreqFactor,
+                         .original_context = keys.size_or("rope.scaling.original_context_length",
+                                                          kLlama3OriginalContext, kMaxContext)};
+  const auto scaled = rotary_frequencies(config);
+  for (std::size_t j = 0; j < half; ++j) {
+    const double expected = plain[j] / scaled[j];
+    if (!(std::abs(factors[j] - expected) <= kFactorTolerance * expected)) {
+      fail("the rotary factors are not those of Llama 3 scaling: expected " +
+           std::to_string(expected) + " at element " + std::to_string(j) + ", found " +
+           std::to_string(factors[j]));
+    }
+  }
+  return *config.rope.scaling;
+}
+
+StoredTensors stored_tensors(const std::shared_ptr<const GgufFile>& gguf) {
+  const std::shared_ptr<const MappedFile> file(gguf, &gguf->file());
+  StoredTensors tensors;
+  for (const auto& [name, tensor] : gguf->tensors()) {
+    if (!ggml_block(tensor.type)) {
+      throw InputError(file->path().string(), name,
+                       "the ggml tensor type " + std::to_string(tensor.type) +
+                           " is not supported; supported are F32, F16, BF16, Q4_0 to Q8_0, Q2_K to "
+                           "Q6_K and IQ4_NL");
+    }
+    tensors.emplace(name, StoredTensor{.stored_name = name,
+                                       .file = file,
+                                       .type = static_cast<GgmlType>(tensor.type),
+                                       .shape = tensor.shape,
+                                       .data = tensor.data});
+  }
+  return tensors;
+}
+
+/// Marks the rows of attn_q and attn_k (weights and biases) as interleaved.
+void mark_interleaved(StoredTensors& tensors, const ModelConfig& config) {
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    for (const auto& [part, heads] :
+         {std::pair{".attn_q.", config.query_heads}, {".attn_k.", config.kv_heads}}) {
+      for (const char* kind : {"weight", "bias"}) {
+        const auto found = tensors.find("blk." + std::to_string(layer) + part + kind);
+        if (found == tensors.end()) continue;
+        auto& tensor = found->second;
+        const bool moves_elements = tensor.shape.size() == 1;
+        if (moves_elements && ggml_block(static_cast<std::uint32_t>(tensor.type))->elements > 1) {
+          throw InputError(tensor.file->path().string(), tensor.stored_name,
+                           "expected a bias in F32, F16 or BF16, found a block format");
+        }
+        tensor.interleaved_heads = heads;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+StoredModel read_gguf_model(const std::filesystem::path& path) {
+  const auto gguf = std::make_shared<const GgufFile>(path);
+  const auto architecture = gguf->string("general.architecture");
+  const auto& family = find_family(architecture, path.string(), "general.architecture");
+  const Keys keys(*gguf);
+  check_fixed(keys, common_gguf_fixed());
+  check_fixed(keys, family.gguf_fixed);
+
+  StoredModel model{.path = path, .config = {}, .tensors = stored_tensors(gguf)};
+  auto& c = model.config;
+  c.architecture = architecture;
+  c.container = "gguf";
+  c.num_layers = keys.size("block_count", kMaxLayers);
+  c.hidden_size = keys.size("embedding_length", kMaxWidth);
+  c.intermediate_size = keys.size("feed_forward_length", kMaxWidth);
+  c.query_heads = keys.size("attention.head_count", kMaxWidth);
+  c.kv_heads = keys.size_or("attention.head_count_kv", c.query_heads, kMaxWidth);
+  if (!keys.has("attention.key_length") && c.hidden_size % c.query_heads != 0) {
+    keys.fail("attention.head_count",
+              "the hidden size " + std::to_string(c.hidden_size) + " is no multiple of the " +
+                  std::to_string(c.query_heads) + " heads, and there is no attention.key_length");
+  }
+  c.head_dim = keys.size_or("attention.key_length", c.hidden_size / c.query_heads, kMaxWidth);
+  if (keys.size_or("attention.value_length", c.head_dim, kMaxWidth) != c.head_dim) {
+    keys.fail("attention.value_length", "keys and values of different sizes are not supported");
+  }
+  c.rotary_dim = keys.size_or("rope.dimension_count", c.head_dim, kMaxWidth);
+  c.norm_epsilon = keys.number("attention.layer_norm_rms_epsilon");
+  c.max_context = keys.size("context_length", kMaxContext);
+  c.rope.base = keys.number_or("rope.freq_base", 10000);
+  c.rope.scaling = linear_scaling(keys);
+  if (const auto factors = model.tensors.extract(kRopeFactors)) {
+    c.rope.scaling = llama3_scaling(keys, c, factors.mapped());
+  }
+
+  const auto embedding = model.tensors.find("token_embd.weight");
+  if (embedding == model.tensors.end() || embedding->second.shape.size() != 2) {
+    throw InputError(
+        path.string(), "token_embd.weight",
+        "expected a matrix [vocabulary, " + std::to_string(c.hidden_size) + "], found none");
+  }
+  c.vocab_size = static_cast<int>(std::min(embedding->second.shape.front(), kMaxWidth));
+  c.tied_embeddings = !model.tensors.contains("output.weight");
+  c.qkv_bias =
+      family.qkv_bias || (family.optional_bias && model.tensors.contains("blk.0.attn_k.bias"));
+  c.output_bias = family.optional_bias && model.tensors.contains("blk.0.attn_output.bias");
+  if (family.gguf_interleaves_rotary) mark_interleaved(model.tensors, c);
+  return model;
+}
+
+}  // namespace kvplan::calib

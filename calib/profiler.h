@@ -1,7 +1,9 @@
 #pragma once
-// Profiling: one pass over calibration windows that gathers moments and Fisher matrices, with checkpoints.
+// Profiling: one pass over calibration windows that gathers moments and Fisher matrices, with
+// checkpoints.
 
 #include <filesystem>
+#include <string>
 #include <vector>
 
 #include "calib/model.h"
@@ -15,17 +17,21 @@ struct ProfileOptions {
   int window = 1024;
   int sink_tokens = 4;
   int coherent_windows = 64;
-  int batch = 1;             // windows at once
-  std::uint64_t seed = 0;    // of the sampled labels
-  int threads = 0;           // 0: all cores
+  int batch = 1;           // windows at once
+  std::uint64_t seed = 0;  // of the sampled labels
+  int threads = 0;         // 0: all cores
   int checkpoint_seconds = 30;
+  std::string program;  // kvplan version, written into the profile
 };
 
-/// Profiles `windows` and writes the finished profile into `folder`; partial state lives in folder/checkpoint and a run with the same
-/// inputs and options continues from it (same bytes as an uninterrupted run). `sources` describes the texts.
-/// InterruptedError after saving when control.stopping(); EnvironmentError: folder locked by another run or not writable;
-/// InputError: checkpoint of other inputs (says which option differs), NaN or Inf in activations (layer, side, position).
-Profile run_profile(const ModelReader& model, const std::vector<TextWindow>& windows, const std::vector<ProfileSource>& sources,
-                    const ProfileOptions& options, const std::filesystem::path& folder, const RunControl& control);
+/// Profiles `windows` and writes the finished profile into `folder`; partial state lives in
+/// folder/checkpoint and a run with the same inputs and options continues from it (same bytes as an
+/// uninterrupted run). `sources` describes the texts. InterruptedError after saving when
+/// control.stopping(); EnvironmentError: folder locked by another run or not writable; InputError:
+/// checkpoint of other inputs (says which option differs), NaN or Inf in activations (layer, side,
+/// position).
+Profile run_profile(const ModelReader& model, const std::vector<TextWindow>& windows,
+                    const std::vector<ProfileSource>& sources, const ProfileOptions& options,
+                    const std::filesystem::path& folder, const RunControl& control);
 
 }  // namespace kvplan::calib

@@ -1,7 +1,7 @@
 #pragma once
-// Baseline policies: published rules that give widths per layer and side from a few figures of the profile.
+// Baseline policies: published rules that give widths per layer and side from a few figures of the
+// profile.
 
-#include <string>
 #include <vector>
 
 #include "schemas/profile.h"
@@ -10,20 +10,30 @@ namespace kvplan::planner {
 
 struct SideWidths {
   int k = 0, v = 0;
+  bool operator==(const SideWidths&) const = default;
 };
 
-/// The same width everywhere.
+/// The same widths in every layer. ArgumentError: widths other than 0..8 and kFp16Width, no layers.
 std::vector<SideWidths> uniform_widths(int num_layers, int k, int v);
 
-/// Top 25 % of layers by weight-MSE sensitivity 4 bits, bottom 25 % 2, the rest 3; both counts rounded down; ties to the lower layer.
+/// Layers ranked by weight-MSE sensitivity, largest first, equal ones by layer: the first
+/// floor(L/4) get 4 bits, the last floor(L/4) 2, the rest 3. ArgumentError: no layers, values that
+/// are not finite.
 std::vector<SideWidths> rank432_widths(const std::vector<LayerSummary>& layers);
 
-/// Model's mean K/V norm ratio < 10: K3V3; < 100: K6V3; else K8V3.
+/// Mean over the layers of the K/V norm ratio: below 10 K3V3, below 100 K6V3, else K8V3.
+/// ArgumentError as above.
 std::vector<SideWidths> norm_ratio_widths(const std::vector<LayerSummary>& layers);
 
-/// Outlier channels (RMS rule of the summary) at 8 bits, the rest and V at 3 bits: channels per layer and KV head, padded to
-/// multiples of 8 with the next largest RMS channels. rms[layer][head*head_dim + channel] of k before rotary.
-std::vector<std::vector<std::vector<int>>> outlier83_channels(const std::vector<LayerSummary>& layers,
-                                                              const std::vector<std::vector<double>>& rms, int kv_heads, int head_dim);
+/// Key channels at 8 bits by the RMS rule of the summary (the rest of K, and V, get 3 bits), as
+/// [layer][head] lists of channels of the head, ascending. Each list is padded to a multiple of 8
+/// with the channels of next largest RMS (equal ones: lower channel first); a head without outlier
+/// channels has none.
+///   rms  [layer][head*head_dim + channel] of k before rotary
+/// ArgumentError: sizes that do not match, channels outside the layer, values that are not finite,
+/// a head_dim that is no multiple of 8.
+std::vector<std::vector<std::vector<int>>> outlier83_channels(
+    const std::vector<LayerSummary>& layers, const std::vector<std::vector<double>>& rms,
+    int kv_heads, int head_dim);
 
 }  // namespace kvplan::planner

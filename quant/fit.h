@@ -1,5 +1,6 @@
 #pragma once
-// Fits codecs to a profile: transforms and lambda of the calibrated codec, cost tables for the planner, finished plans.
+// Fits codecs to a profile: transforms and lambda of the calibrated codec, cost tables for the
+// planner, finished plans.
 
 #include <cstdint>
 #include <map>
@@ -16,17 +17,22 @@ namespace kvplan::quant {
 struct FitOptions {
   std::string codec = "calibrated";  // calibrated | rotated
   std::int64_t context = 4096;       // tokens that the plan is declared for
-  int group_size = 16;               // calibrated: coordinates per width; must divide head_dim
-  int max_width = 6;
-  std::map<int, std::string> codebooks = {{2, "uniform"}};  // others lloyd_max
-  std::string norm = "log8";         // calibrated: log8 | fp16; rotated: fp16
-  std::string scale_rule = "unbiased";  // rotated default: norm_corrected
+  int group_size = 16;  // calibrated: coordinates per width, a multiple of 8 that divides head_dim
+  int max_width = 6;    // 1..8
+  std::map<int, std::string> codebooks = {
+      {2, "uniform"}};                  // others lloyd_max; rotated also takes lloyd_max_beta
+  std::string norm = "log8";            // log8 | fp16; rotated: fp16
+  std::string scale_rule = "unbiased";  // one | norm_corrected | biased | unbiased
   bool centre = true;
-  RotationSpec rotation;             // rotated codecs
-  double fisher_shrinkage = 0.05, moment_shrinkage = 0.01;
-  std::uint64_t seed = 0;            // of the mixing matrices
-  int threads = 1;                   // never changes a byte of the result
+  RotationSpec rotation;  // rotated codecs; kind "none" for calibrated ones
+  double fisher_shrinkage = 0.05, moment_shrinkage = 0.01;  // 0..1
+  std::uint64_t seed = 0;                                   // of the mixing matrices
+  int threads = 1;  // 0: all cores; never changes a byte of the result
 };
+
+/// The defaults of a codec: those above, or for "rotated" a Haar rotation, Lloyd-Max throughout,
+/// norm fp16, norm_corrected.
+FitOptions default_fit_options(const std::string& codec);
 
 /// What goes into the plan's header beside the allocation.
 struct PlanHeader {
@@ -40,28 +46,41 @@ struct PlanHeader {
 /// A codec family fitted to one profile. Immutable.
 class Fit {
  public:
-  /// ArgumentError: group_size does not divide head_dim, context <= sink_tokens, unknown names. InputError: profile without
-  /// the sums needed.
+  /// Keeps nothing of `profile`. ArgumentError: group_size that does not divide head_dim, context
+  /// <= sink_tokens, unknown names (each says the option and what it accepts). InputError: profile
+  /// without the sums needed, or a Fisher matrix or second moment that is not positive definite
+  /// after shrinkage.
   Fit(const Profile& profile, const FitOptions& options);
   ~Fit();
   Fit(Fit&&) noexcept;
+  Fit& operator=(Fit&&) noexcept;
 
-  /// calibrated: units (layer, side, head, group of group_size), choices 0..max_width; cost 1/2 sum lambda D_u(b), width 0:
-  /// max of the measured coherent cost and 1/2 sum lambda. rotated: one unit per (layer, side, head), cost D(b) tr(F) tr(C)/d / 2.
-  /// fixed_bits: the norms.
+  /// calibrated: units (layer, side, head, group of group_size), choices 0..max_width; cost 1/2 sum
+  /// lambda D_u(b), width 0: max of the measured coherent cost and 1/2 sum lambda. rotated: one
+  /// unit per (layer, side, head), cost D(b) tr(F) tr(C)/d / 2 with C about the mean if
+  /// options.centre, else about 0. D is the relative error of the codebook under
+  /// options.scale_rule. fixed_bits: the norms.
   const CostTable& costs() const;
 
-  /// Turns an allocation over costs().units into a plan: sorts groups into storage order, mixes equal widths, class-mean
-  /// lambda, effective bits from the codec's packed size, static bytes, predicted KL and shares. A unit whose chosen width is
-  /// kFp16Width must be fp16 for its whole (layer, side).
+  /// Turns an allocation over costs().units into a plan: sorts groups into storage order, mixes
+  /// equal widths, class-mean lambda, effective bits and bytes per token from the codec's packed
+  /// size, predicted KL and shares. A unit with choice -1 is fp16, which must hold for its whole
+  /// (layer, side). static_bytes: what a runtime keeps per model beside the cache: A and A^-1
+  /// (calibrated) or the distinct dense rotations (rotated; Hadamard needs none) in fp16, means in
+  /// fp32 if centred, levels in fp32, outlier channel lists in int32; lambda (at most seven
+  /// distinct numbers per head) and everything of fp16 sides are not counted.
+  /// effective_bits_at_context stays 0: the caller sets it (planner/budget.h).
   PlanBundle assemble(const Allocation& allocation, const PlanHeader& header) const;
 
-  /// Plan with the widths of a policy given directly per layer and side (policies on rotated codecs), and outlier channels
-  /// per (layer, side, head), which may be empty.
+  /// Widths of a policy, given directly.
   struct LayerWidths {
-    int k = 0, v = 0;
-    std::vector<std::vector<int>> outliers_k, outliers_v;  // [Hk][..] channels at 8 bits, counts multiples of 8
+    int k = 0, v = 0;  // 0..8 (calibrated: at most max_width) or kFp16Width
+    std::vector<std::vector<int>> outliers_k,
+        outliers_v;  // [Hk][..] channels at 8 bits, counts multiples of 8; or empty
   };
+  /// Plan with one width per layer and side; outlier channels for rotated codecs only. Their
+  /// predicted cost is that of the step of an 8-bit code whose range is the largest value that the
+  /// profile saw in them.
   PlanBundle assemble(const std::vector<LayerWidths>& widths, const PlanHeader& header) const;
 
  private:

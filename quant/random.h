@@ -18,7 +18,7 @@ class RandomStream {
  public:
   RandomStream(std::uint64_t seed, StreamPurpose purpose, std::uint32_t a = 0, std::uint32_t b = 0, std::uint32_t c = 0);
   std::uint32_t next_u32();
-  /// Uniform in (0,1): (53 random bits + 1/2) / 2^53.
+  /// Uniform in (0,1): (52 random bits + 1/2) / 2^52, exact in double.
   double next_uniform();
   /// Standard normal by inversion of next_uniform() (Wichura, algorithm AS 241), portable to the bit.
   double next_normal();

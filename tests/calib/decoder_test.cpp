@@ -1,1 +1,263 @@
-// Filled in by the owner of this file.
+#include "calib/decoder.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/softmax.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "quant/random.h"
+#include "schemas/error.h"
+#include "schemas/safetensors.h"
+#include "tests/calib/tiny_model.h"
+
+namespace kvplan::calib {
+namespace {
+
+using testing::HasSubstr;
+using testing::ThrowsMessage;
+
+at::Tensor normal(std::vector<std::int64_t> shape, std::uint32_t stream) {
+  quant::RandomStream draws(5, quant::StreamPurpose::kTest, stream);
+  Array<float> values(std::move(shape));
+  for (float& x : values.data) x = static_cast<float>(draws.next_normal());
+  return at::from_blob(values.data.data(), values.shape, at::kFloat).clone();
+}
+
+at::Tensor some_ids(std::int64_t tokens, std::int64_t vocab) {
+  return (at::arange(tokens, at::kLong) * 7 + 3).remainder(vocab).unsqueeze(0);
+}
+
+double max_difference(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).abs().max().item<double>();
+}
+
+/// Softmax attention written out; key head of query head h is h / queries_per_kv.
+at::Tensor plain_attention(const at::Tensor& q, const LayerKv& kv) {
+  const auto repeat = q.size(1) / kv.k.size(1), tokens = q.size(2);
+  const auto k = kv.k.repeat_interleave(repeat, 1), v = kv.v.repeat_interleave(repeat, 1);
+  const auto position = at::arange(tokens, at::kLong);
+  const auto hidden = position.unsqueeze(0) > position.unsqueeze(1);
+  const auto scores =
+      at::matmul(q, k.transpose(-1, -2)) / std::sqrt(static_cast<double>(q.size(3)));
+  return at::matmul(at::softmax(scores.masked_fill(hidden, -INFINITY), -1), v);
+}
+
+struct Family {
+  const char* name;
+  ModelConfig config;
+};
+
+std::vector<Family> families() {
+  std::vector<Family> rows;
+  rows.push_back({"Llama", tiny_config()});
+  rows.push_back({"UntiedWithBiases", tiny_config()});
+  rows.back().config.tied_embeddings = false;
+  rows.back().config.qkv_bias = rows.back().config.output_bias = true;
+  rows.push_back({"PartialRotary", tiny_config()});
+  rows.back().config.rotary_dim = 8;
+  rows.push_back({"OneKvHead", tiny_config()});
+  rows.back().config.kv_heads = 1;
+  return rows;
+}
+
+class DecoderFamily : public testing::TestWithParam<Family> {
+ protected:
+  TinyModel model_{GetParam().config};
+  Decoder decoder_{model_};
+};
+
+TEST_P(DecoderFamily, LaterTokensDoNotReachEarlierPositions) {
+  const auto ids = some_ids(12, 50);
+  auto other = ids.clone();
+  other.narrow(1, 8, 4).fill_(1);
+  const auto a = decoder_.hidden(ids), b = decoder_.hidden(other);
+  EXPECT_LT(max_difference(a.narrow(1, 0, 8), b.narrow(1, 0, 8)), 1e-6);
+  EXPECT_GT(max_difference(a.narrow(1, 8, 4), b.narrow(1, 8, 4)), 1e-3);
+}
+
+TEST_P(DecoderFamily, EqualsAttentionWrittenOut) {
+  const auto ids = some_ids(33, 50);
+  EXPECT_LT(max_difference(decoder_.hidden(ids), decoder_.hidden(ids, {}, plain_attention)), 2e-5);
+}
+
+TEST_P(DecoderFamily, RotationByInverseIsUndone) {
+  const auto x = normal({2, 3, 9, 16}, 1);
+  const auto turned = decoder_.rotate(x, 5);
+  EXPECT_GT(max_difference(turned, x), 0.1);
+  EXPECT_LT(max_difference(decoder_.rotate(turned, 5, true), x), 1e-5);
+  // Norms are kept, channels above rotary_dim are untouched.
+  EXPECT_LT(max_difference(turned.pow(2).sum(-1), x.pow(2).sum(-1)), 1e-4);
+  const auto rotary = GetParam().config.rotary_dim;
+  const auto rest = [&](const at::Tensor& y) { return y.narrow(-1, rotary, 16 - rotary); };
+  EXPECT_TRUE(at::equal(rest(turned), rest(x)));
+}
+
+TEST_P(DecoderFamily, BatchedSequencesStayApart) {
+  const auto ids = some_ids(20, 50).view({2, 10});
+  const auto together = decoder_.hidden(ids);
+  for (int b = 0; b < 2; ++b)
+    EXPECT_LT(max_difference(together.narrow(0, b, 1), decoder_.hidden(ids.narrow(0, b, 1))), 1e-5);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DecoderFamily, testing::ValuesIn(families()),
+                         [](const auto& row) { return std::string(row.param.name); });
+
+TEST(Decoder, RotatesChannelPairsByPositionTimesFrequency) {
+  TinyModel model(tiny_config());
+  const Decoder decoder(model);
+  const auto x = normal({1, 1, 3, 16}, 2);
+  const auto turned = decoder.rotate(x, 100);
+  for (std::int64_t t = 0; t < 3; ++t)
+    for (std::int64_t j = 0; j < 8; ++j) {
+      const double angle =
+          static_cast<double>(100 + t) * decoder.inv_freq()[static_cast<std::size_t>(j)];
+      const auto row = x[0][0][t], image = turned[0][0][t];
+      const double a = row[j].item<double>(), b = row[j + 8].item<double>();
+      EXPECT_NEAR(image[j].item<double>(), a * std::cos(angle) - b * std::sin(angle), 1e-5);
+      EXPECT_NEAR(image[j + 8].item<double>(), b * std::cos(angle) + a * std::sin(angle), 1e-5);
+    }
+}
+
+TEST(Decoder, LayersTakenOneByOneGiveTheHiddenStates) {
+  TinyModel model(tiny_config());
+  const Decoder decoder(model);
+  const auto ids = some_ids(9, 50);
+  auto x = decoder.embed(ids);
+  for (int l = 0; l < 2; ++l) x = decoder.layer(l, x);
+  EXPECT_TRUE(at::equal(decoder.final_norm(x), decoder.hidden(ids)));
+  EXPECT_EQ(decoder.head(decoder.final_norm(x)).sizes(), (std::vector<std::int64_t>{1, 9, 50}));
+}
+
+TEST(Decoder, HookSeesAndReplacesTheCache) {
+  TinyModel model(tiny_config());
+  const Decoder decoder(model);
+  const auto ids = some_ids(9, 50);
+  std::vector<int> seen;
+  const auto changed = decoder.hidden(ids, [&](LayerKv& kv) {
+    seen.push_back(kv.layer);
+    EXPECT_EQ(kv.k.sizes(), (std::vector<std::int64_t>{1, 2, 9, 16}));
+    EXPECT_LT(max_difference(decoder.rotate(kv.k_pre, 0), kv.k), 1e-6);
+    kv.v = kv.v * 0.5;
+  });
+  EXPECT_THAT(seen, testing::ElementsAre(0, 1));
+  EXPECT_GT(max_difference(changed, decoder.hidden(ids)), 1e-2);
+}
+
+TEST(Decoder, GradientsOfALayerMatchFiniteDifferences) {
+  TinyModel model(tiny_config());
+  const Decoder decoder(model);
+  const std::vector<at::Tensor> start = {normal({1, 7, 24}, 3), normal({1, 2, 7, 16}, 4),
+                                         normal({1, 2, 7, 16}, 5)};
+  const auto weights = normal({1, 7, 24}, 6);
+  // x enters the block, the other two are added to k and v.
+  const auto loss = [&](const std::vector<at::Tensor>& in) {
+    const auto y = decoder.layer(1, in[0], 3, [&](LayerKv& kv) {
+      kv.k = kv.k + in[1];
+      kv.v = kv.v + in[2];
+    });
+    return (y * weights).sum(at::kDouble);
+  };
+  std::vector<at::Tensor> leaves;
+  for (const auto& x : start) leaves.push_back(x.clone().requires_grad_());
+  const auto gradients = torch::autograd::grad({loss(leaves)}, leaves);
+
+  constexpr double kStep = 1e-2;
+  const at::NoGradGuard no_grad;
+  for (std::size_t i = 0; i < start.size(); ++i) {
+    SCOPED_TRACE(i);
+    const auto direction = normal(start[i].sizes().vec(), static_cast<std::uint32_t>(7 + i));
+    auto ahead = start, behind = start;
+    ahead[i] = start[i] + direction * kStep;
+    behind[i] = start[i] - direction * kStep;
+    const double slope = (loss(ahead) - loss(behind)).item<double>() / (2 * kStep);
+    const double expected = (gradients[i] * direction).sum(at::kDouble).item<double>();
+    EXPECT_GT(std::abs(expected), 0.1);
+    EXPECT_NEAR(slope, expected, 5e-3 * std::abs(expected) + 5e-3);
+  }
+}
+
+TEST(Decoder, RefusesIdsOutsideTheVocabulary) {
+  TinyModel model(tiny_config());
+  const Decoder decoder(model);
+  for (const std::int64_t id : {std::int64_t{-1}, std::int64_t{50}}) {
+    const auto ids = at::full_like(some_ids(4, 50), id);
+    EXPECT_THAT([&] { decoder.embed(ids); },
+                ThrowsMessage<ArgumentError>(HasSubstr("token id " + std::to_string(id))));
+  }
+}
+
+/// Hidden size x vocabulary far beyond any machine; only shapes are asked for.
+class HugeModel : public TinyModel {
+ public:
+  using TinyModel::TinyModel;
+  std::vector<std::int64_t> shape(std::string_view) const override {
+    return {std::int64_t{1} << 30, std::int64_t{1} << 20};
+  }
+};
+
+TEST(Decoder, SaysHowMuchMemoryTheWeightsNeed) {
+  const HugeModel model(tiny_config());
+  EXPECT_THAT([&] { Decoder decoder(model); }, ThrowsMessage<MemoryError>(HasSubstr("MiB")));
+}
+
+/// Folders with a checkpoint and what transformers computes from it (tests/make_fixtures.py).
+std::vector<std::filesystem::path> oracle_folders() {
+  std::vector<std::filesystem::path> folders;
+  if (const char* fixtures = std::getenv("KVPLAN_FIXTURES"))
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(fixtures))
+      if (entry.path().filename() == "oracle.safetensors")
+        folders.push_back(entry.path().parent_path());
+  return folders;
+}
+
+at::Tensor tensor_of(const Array<float>& array) {
+  return at::from_blob(const_cast<float*>(array.data.data()), array.shape, at::kFloat).clone();
+}
+
+void expect_equal_to(const SafetensorsFile& oracle, const std::filesystem::path& model_path) {
+  SCOPED_TRACE(model_path.filename().string());
+  const auto model = open_model(model_path);
+  const Decoder decoder(*model);
+  const auto stored_ids = oracle.i64("ids");
+  const auto ids =
+      at::from_blob(const_cast<std::int64_t*>(stored_ids.data.data()), stored_ids.shape, at::kLong);
+  const auto expect = [&](const std::string& name, const at::Tensor& ours) {
+    SCOPED_TRACE(name);
+    const auto theirs = tensor_of(oracle.f32(name, ours.sizes().vec()));
+    EXPECT_LT(max_difference(ours, theirs), 1e-4 * theirs.abs().max().item<double>());
+  };
+  const auto hidden = decoder.hidden(ids, [&](LayerKv& kv) {
+    const std::string prefix = "layers." + std::to_string(kv.layer) + ".";
+    expect(prefix + "k_pre", kv.k_pre);
+    expect(prefix + "k", kv.k);
+    expect(prefix + "v", kv.v);
+  });
+  expect("logits", decoder.head(hidden));
+}
+
+TEST(Decoder, EqualsTransformers) {
+  const auto folders = oracle_folders();
+  if (folders.empty()) GTEST_SKIP() << "KVPLAN_FIXTURES names no folder with oracle.safetensors";
+  for (const auto& folder : folders) {
+    const SafetensorsFile oracle(folder / "oracle.safetensors");
+    expect_equal_to(oracle, folder);
+    const auto gguf = folder.string() + ".gguf";  // the same weights
+    if (std::filesystem::exists(gguf)) expect_equal_to(oracle, gguf);
+  }
+}
+
+}  // namespace
+}  // namespace kvplan::calib

@@ -1,0 +1,106 @@
+// Speed of the forward pass (logits of every position) and of a whole profile on the same tokens.
+//   forward_bench MODEL TEXT [--windows N] [--window T] [--threads N] [--profile] [--rounds R]
+// Prints one JSON object: tokens, seconds per round of each, tokens per second (median), perplexity over all positions.
+
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+
+#include "calib/decoder.h"
+#include "calib/profiler.h"
+
+namespace {
+
+using namespace kvplan;
+
+double median(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return v[v.size() / 2];
+}
+
+template <class F>
+double seconds_of(F&& f) {
+  const auto start = std::chrono::steady_clock::now();
+  f();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Sum of -log p(next token) over a window, logits of every position computed.
+double window_nll(const calib::Decoder& decoder, const std::vector<std::int32_t>& tokens) {
+  const c10::InferenceMode guard;
+  const std::vector<std::int64_t> ids(tokens.begin(), tokens.end());
+  const auto count = static_cast<std::int64_t>(ids.size());
+  const auto input = at::tensor(ids, at::kLong).view({1, count});
+  const auto hidden = decoder.hidden(input)[0];
+  constexpr std::int64_t kRows = 256;
+  double nll = 0;
+  for (std::int64_t begin = 0; begin < count; begin += kRows) {
+    const auto end = std::min(begin + kRows, count);
+    const auto log_p = at::log_softmax(decoder.head(hidden.slice(0, begin, end)), -1);
+    const auto targets = input[0].slice(0, begin + 1, std::min(end + 1, count));
+    nll -= log_p.slice(0, 0, targets.size(0)).gather(1, targets.unsqueeze(1)).sum(at::kDouble).item<double>();
+  }
+  return nll;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Speed of the forward pass and of a profile", "forward_bench"};
+  std::string model_path, text_path;
+  int windows = 6, window = 1024, threads = 2, rounds = 3;
+  bool profile = false;
+  app.add_option("model", model_path)->required();
+  app.add_option("text", text_path)->required();
+  app.add_option("--windows", windows);
+  app.add_option("--window", window);
+  app.add_option("--threads", threads);
+  app.add_option("--rounds", rounds);
+  app.add_flag("--profile", profile, "Also time a profile of the same tokens");
+  CLI11_PARSE(app, argc, argv);
+  at::set_num_threads(threads);
+
+  const auto reader = calib::open_model(model_path);
+  const auto tokenizer = calib::open_tokenizer(model_path);
+  const std::vector<calib::TokenSource> sources = {calib::load_text(text_path, *tokenizer, 0, 1)};
+  const auto texts = calib::make_windows(sources, window, windows);
+  const auto tokens = static_cast<double>(texts.size()) * window;
+
+  double nll = 0;
+  std::vector<double> forward;
+  {
+    const calib::Decoder decoder(*reader);
+    window_nll(decoder, texts.front().tokens);  // warm-up
+    for (int r = 0; r < rounds; ++r) {
+      nll = 0;
+      forward.push_back(seconds_of([&] {
+        for (const auto& w : texts) nll += window_nll(decoder, w.tokens);
+      }));
+    }
+  }
+  std::vector<double> profiling;
+  if (profile) {
+    const auto folder = std::filesystem::temp_directory_path() / ("kvplan-bench-" + std::to_string(getpid()));
+    calib::ProfileOptions options;
+    options.window = window;
+    options.threads = threads;
+    for (int r = 0; r < rounds; ++r) {
+      std::filesystem::remove_all(folder);
+      profiling.push_back(seconds_of([&] { calib::run_profile(*reader, texts, {sources[0].info}, options, folder, {}); }));
+    }
+    std::filesystem::remove_all(folder);
+  }
+  std::printf("{\"tokens\":%.0f,\"perplexity\":%.4f,\"forward_seconds\":%.3f,\"forward_tokens_per_second\":%.1f", tokens,
+              std::exp(nll / (static_cast<double>(texts.size()) * (window - 1))), median(forward), tokens / median(forward));
+  if (profile) {
+    std::printf(",\"profile_seconds\":%.3f,\"profile_over_forward\":%.3f", median(profiling), median(profiling) / median(forward));
+  }
+  std::printf("}\n");
+}

@@ -1,0 +1,38 @@
+#pragma once
+// State of an unfinished profile on disk. Internal to calib.
+//   checkpoint/state.json                        key of the run, windows done; written last, so it
+//   only names whole files checkpoint/sums-{done}.safetensors           nodes of the WindowTree:
+//   node.{i}.sums F64, node.{i}.absmax F32, index I64 checkpoint/coherent-{index}.safetensors cross
+//   and phase of one window, written once
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "calib/window_statistics.h"
+
+namespace kvplan::calib {
+
+/// What a run is determined by: name of an option or input -> its value as text.
+using RunKey = std::map<std::string, std::string>;
+
+class ProfileCheckpoint {
+ public:
+  ProfileCheckpoint(std::filesystem::path folder, RunKey key)
+      : folder_(std::move(folder)), key_(std::move(key)) {}
+
+  /// Restores `tree` and the finished coherent rows of `profile` (sized by the caller). Returns the
+  /// number of windows done, 0 without a checkpoint. InputError: state of another run (names the
+  /// first option that differs) or damaged files.
+  std::size_t load(WindowTree& tree, Profile& profile);
+  /// Saves the first `done` windows. At every moment the folder holds the old state or the new one.
+  void save(std::size_t done, const WindowTree& tree, const Profile& profile);
+  void remove() const;
+
+ private:
+  std::filesystem::path folder_;
+  RunKey key_;
+  std::size_t coherent_saved_ = 0;
+};
+
+}  // namespace kvplan::calib

@@ -1,0 +1,49 @@
+#pragma once
+// A model as its container describes it, before any weight is converted. Private to calib.
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "calib/model.h"
+#include "schemas/gguf.h"
+#include "schemas/mapped_file.h"
+
+namespace kvplan::calib {
+
+struct StoredTensor {
+  std::string stored_name;                 // in the file, for messages
+  std::shared_ptr<const MappedFile> file;  // owns `data`
+  GgmlType type = GgmlType::kF32;          // plain floats of safetensors too
+  std::vector<std::int64_t> shape;         // row-major
+  std::span<const std::byte> data;
+  int interleaved_heads =
+      0;  // rows of so many heads hold rotary pairs as neighbours; 0: half-split or not rotary
+};
+using StoredTensors = std::map<std::string, StoredTensor, std::less<>>;  // by GGUF name
+
+struct StoredModel {
+  std::filesystem::path path;
+  ModelConfig config;
+  StoredTensors tensors;  // every tensor of the files that takes part in the forward pass
+};
+
+// Upper ends of what the readers believe; they keep products inside 64 bits and hostile files
+// small.
+inline constexpr std::int64_t kMaxLayers = 4096;
+inline constexpr std::int64_t kMaxWidth = 1 << 20;    // of a layer, a head, a vocabulary
+inline constexpr std::int64_t kMaxContext = 1 << 30;  // tokens
+
+/// Throws InputError for a tensor that is none of expected_tensors: ignoring it would change the
+/// forward pass.
+[[noreturn]] void refuse_tensor(const MappedFile& file, const std::string& stored_name,
+                                const ModelConfig& config);
+
+StoredModel read_gguf_model(const std::filesystem::path& file);
+StoredModel read_hf_model(const std::filesystem::path& folder);
+
+}  // namespace kvplan::calib

@@ -1,0 +1,44 @@
+#pragma once
+// What attention reads back when a cache is stored by a plan. Internal to calib.
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <memory>
+#include <vector>
+
+#include "calib/decoder.h"
+#include "quant/codec.h"
+#include "schemas/plan.h"
+
+namespace kvplan::calib {
+
+/// x rounded to fp16, in float32.
+at::Tensor round_to_fp16(const at::Tensor& x);
+
+/// The fp16 cache: what every plan is compared with.
+void store_as_fp16(LayerKv& kv);
+
+/// The codecs of a plan, made once, applied to whole windows that begin at position 0.
+class StoredCache {
+ public:
+  /// ArgumentError when the plan is for another number of layers, heads or channels than `config`,
+  /// or its pages cut through the token groups of its codec.
+  StoredCache(const PlanBundle& bundle, const ModelConfig& config, int threads);
+
+  int sink_tokens() const { return sink_tokens_; }
+  /// Hidden states [1, tokens, hidden] after the final norm with every vector behind the sinks
+  /// quantised as produced.
+  at::Tensor hidden_worst(const Decoder& decoder, const at::Tensor& ids) const;
+  /// The same with pages packed when they are full, as the runtime does.
+  at::Tensor hidden_decode(const Decoder& decoder, const at::Tensor& ids) const;
+
+ private:
+  /// x [1, kv_heads, tokens, head_dim] as read back; the sinks in fp16.
+  at::Tensor read_back(int layer, Side side, const at::Tensor& x) const;
+
+  int sink_tokens_, page_tokens_, threads_;
+  std::vector<std::array<std::unique_ptr<quant::Codec>, 2>> codecs_;  // [layer][side]
+};
+
+}  // namespace kvplan::calib

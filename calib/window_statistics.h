@@ -1,0 +1,65 @@
+#pragma once
+// From what one window shows of a layer to the profile's sums, and the sum of windows. Internal to
+// calib.
+
+#include <cstdint>
+#include <vector>
+
+#include "calib/fisher_pass.h"
+#include "schemas/profile.h"
+
+namespace kvplan::calib {
+
+/// Sums of one window, one per layer; `cross`, `phase`, `inv_freq` and `weight_mse` are left empty.
+using WindowSums = std::vector<LayerProfile>;
+
+/// All sums of zero, of the model's shapes.
+WindowSums empty_sums(const ModelConfig& config);
+
+/// Sums of one layer over one window without its first sink_tokens positions (absmax includes
+/// them).
+LayerProfile layer_sums(const Decoder& decoder, const LayerTrace& trace, int sink_tokens);
+
+/// Writes row `row` of cross and phase, which the caller has sized.
+void store_coherent(const Decoder& decoder, const LayerTrace& trace, int sink_tokens,
+                    std::size_t row, LayerProfile& layer);
+
+/// Calls f(array of `a`, same array of `b`) for every additive array, then g for every maximum.
+template <class A, class B, class F, class G>
+void for_each_sum(A& a, B& b, const F& additive, const G& maximum) {
+  for (const Side side : kSides) {
+    auto& x = a.side(side);
+    auto& y = b.side(side);
+    additive(x.sum, y.sum);
+    additive(x.outer, y.outer);
+    additive(x.norm_sum, y.norm_sum);
+    additive(x.fisher, y.fisher);
+    maximum(x.absmax, y.absmax);
+  }
+  additive(a.k_rotated_sum, b.k_rotated_sum);
+  additive(a.k_rotated_sumsq, b.k_rotated_sumsq);
+  additive(a.norm_ratio_sum, b.norm_ratio_sum);
+}
+
+/// Adds windows as a binary tree over their global index, whichever windows are there: the sum of
+/// an aligned power-of-two range has the same bits in a run of its own and inside a larger one.
+class WindowTree {
+ public:
+  struct Node {
+    std::int64_t index = 0;  // of its first window
+    WindowSums sums;
+  };
+  WindowTree() = default;
+  explicit WindowTree(std::vector<Node> nodes) : nodes_(std::move(nodes)) {}
+  /// Indices ascend from call to call.
+  void add(std::int64_t index, WindowSums sums);
+  const std::vector<Node>& nodes() const { return nodes_; }
+  /// The sum of everything added; at least one window.
+  WindowSums total() &&;
+
+ private:
+  void merge_last_two();
+  std::vector<Node> nodes_;
+};
+
+}  // namespace kvplan::calib

@@ -1,0 +1,18 @@
+#pragma once
+// Models, profiles, plans and validations as text for people.
+
+#include <string>
+
+#include "calib/model.h"
+#include "schemas/plan.h"
+#include "schemas/profile.h"
+#include "schemas/validation.h"
+
+namespace kvplan::cli {
+
+std::string describe(const calib::ModelReader& model);
+std::string describe(const Profile& profile);
+std::string describe(const PlanBundle& bundle);
+std::string describe(const Validation& validation, bool markdown = false);
+
+}  // namespace kvplan::cli

@@ -1,0 +1,12 @@
+#pragma once
+// The one JSON document that belongs to no file format: a model as `inspect --json` prints it.
+
+#include <string>
+
+#include "calib/model.h"
+
+namespace kvplan::cli {
+
+std::string model_json(const calib::ModelReader& model);
+
+}  // namespace kvplan::cli

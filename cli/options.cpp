@@ -1,0 +1,102 @@
+#include "cli/options.h"
+
+#include <csignal>
+#include <sstream>
+
+#include "schemas/error.h"
+
+namespace kvplan::cli {
+namespace {
+
+volatile std::sig_atomic_t received_signal = 0;
+
+void on_signal(int signal) {
+  received_signal = signal;
+  std::signal(signal, SIG_DFL);
+}
+
+/// "A:B" with 0 <= A < B <= 1.
+std::pair<double, double> parse_part(const std::string& part) {
+  std::istringstream in(part);
+  double begin = -1, end = -1;
+  char colon = 0;
+  if (!(in >> begin >> colon >> end) || colon != ':' || !in.eof() || begin < 0 || end > 1 || begin >= end) {
+    throw ArgumentError("--part: expected A:B, token fractions with 0 <= A < B <= 1 such as 0:0.5; found '" + part + "'");
+  }
+  return {begin, end};
+}
+
+}  // namespace
+
+void add_global_options(CLI::App& command, GlobalOptions& o) {
+  command.add_flag("--json", o.json, "Print one JSON document on stdout instead of text")->group("Everywhere");
+  command.add_flag("--quiet,-q", o.quiet, "No progress and no notes on stderr")->group("Everywhere");
+  command.add_flag("--verbose,-v", o.verbose, "More notes on stderr")->excludes("--quiet")->group("Everywhere");
+  command.add_flag("--force", o.force, "Overwrite an existing output")->group("Everywhere");
+  command.add_flag("--dry-run", o.dry_run, "Check every input, say what would be done, write nothing")->group("Everywhere");
+  command.add_option("--threads", o.threads, "CPU threads; 0: all cores. Never changes a plan")
+      ->check(CLI::Range(0, 4096))->group("Everywhere");
+  command.add_option("--seed", o.seed, "Seed of every random draw of this command")->group("Everywhere");
+  command.set_config("--config", "", "Read flags from a TOML or INI file")->group("Everywhere");
+}
+
+void add_model_text_options(CLI::App& command, ModelTextOptions& o, bool required) {
+  command.add_option("--model,-m", o.model, "GGUF file, or Hugging Face folder with config.json")->required(required);
+  command.add_option("--text,-t", o.text, "Text files: UTF-8, or .jsonl with a \"text\" field; several files take turns")
+      ->required(required);
+  command.add_option("--part", o.part, "Token fractions A:B of every text file")->capture_default_str();
+  command.add_option("--window", o.window, "Tokens per window")->check(CLI::Range(16, 1 << 20))->capture_default_str();
+}
+
+std::vector<ProfileSource> ModelText::source_infos() const {
+  std::vector<ProfileSource> infos;
+  for (const auto& source : sources) infos.push_back(source.info);
+  return infos;
+}
+
+ModelText open_model_text(const ModelTextOptions& o, std::int64_t max_windows) {
+  ModelText out;
+  std::tie(out.part_begin, out.part_end) = parse_part(o.part);
+  out.model = calib::open_model(o.model);
+  const auto tokenizer = calib::open_tokenizer(o.model);
+  const auto vocabulary = out.model->config().vocab_size;
+  for (const auto& file : o.text) {
+    out.sources.push_back(calib::load_text(file, *tokenizer, out.part_begin, out.part_end));
+    for (const auto id : out.sources.back().tokens) {
+      if (id < 0 || id >= vocabulary) {
+        throw InputError(o.model.string(), "tokenizer",
+                         "token id " + std::to_string(id) + " in " + file.string() + " is outside the model's vocabulary of " +
+                             std::to_string(vocabulary) + "; this tokenizer belongs to another model");
+      }
+    }
+  }
+  out.windows = calib::make_windows(out.sources, o.window, max_windows);
+  return out;
+}
+
+RunControl run_control(ProgressPrinter& printer) {
+  return {[&printer](const Progress& p) { printer(p); }, [] { return static_cast<int>(received_signal); }};
+}
+
+void install_signal_handlers() {
+  std::signal(SIGINT, on_signal);
+  std::signal(SIGTERM, on_signal);
+  std::signal(SIGPIPE, SIG_IGN);
+}
+
+std::vector<std::string> split_list(const std::string& text) {
+  std::vector<std::string> out;
+  std::istringstream in(text);
+  for (std::string item; std::getline(in, item, ',');) {
+    if (!item.empty()) out.push_back(item);
+  }
+  return out;
+}
+
+void require_absent(const std::filesystem::path& path, const GlobalOptions& o) {
+  if (!o.force && std::filesystem::exists(path)) {
+    throw EnvironmentError(path.string(), "exists already; give another --out, or --force to overwrite it");
+  }
+}
+
+}  // namespace kvplan::cli

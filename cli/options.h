@@ -1,0 +1,63 @@
+#pragma once
+// Flags that several commands share, and what they parse into.
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "calib/model.h"
+#include "calib/text.h"
+#include "cli/console.h"
+#include "schemas/run_control.h"
+
+namespace kvplan::cli {
+
+struct GlobalOptions {
+  bool json = false, quiet = false, verbose = false, force = false, dry_run = false;
+  int threads = 0;  // 0: all cores
+  std::uint64_t seed = 0;
+  Verbosity verbosity() const {
+    return quiet ? Verbosity::kQuiet : verbose ? Verbosity::kVerbose : Verbosity::kNormal;
+  }
+};
+
+void add_global_options(CLI::App& command, GlobalOptions& options);
+
+struct ModelTextOptions {
+  std::filesystem::path model;
+  std::vector<std::filesystem::path> text;
+  std::string part = "0:1";
+  int window = 1024;
+  int batch = 1;
+};
+
+void add_model_text_options(CLI::App& command, ModelTextOptions& options, bool required = true);
+
+/// A model with its text cut into windows.
+struct ModelText {
+  std::unique_ptr<calib::ModelReader> model;
+  std::vector<calib::TokenSource> sources;
+  double part_begin = 0, part_end = 1;
+  std::vector<calib::TextWindow> windows;
+  std::vector<ProfileSource> source_infos() const;
+};
+
+/// Opens and checks everything before any weight is read. max_windows 0: all.
+ModelText open_model_text(const ModelTextOptions& options, std::int64_t max_windows);
+
+/// Progress to stderr; stops at the first SIGINT or SIGTERM.
+RunControl run_control(ProgressPrinter& printer);
+
+/// Installs the handlers that run_control watches; a second signal ends the process at once.
+void install_signal_handlers();
+
+/// "a,b,c" -> {"a","b","c"}; empty text gives none.
+std::vector<std::string> split_list(const std::string& text);
+
+/// Refuses to overwrite: EnvironmentError if `path` exists and neither --force nor --dry-run is given.
+void require_absent(const std::filesystem::path& path, const GlobalOptions& options);
+
+inline constexpr const char* kProgram = "kvplan " KVPLAN_VERSION;
+
+}  // namespace kvplan::cli

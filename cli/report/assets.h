@@ -1,0 +1,10 @@
+#pragma once
+// Files embedded at build time (cmake/EmbedFiles.cmake).
+
+#include <string_view>
+
+namespace kvplan::cli::assets {
+
+extern const std::string_view kHtml, kCss, kScript, kChartLibrary;
+
+}  // namespace kvplan::cli::assets

@@ -1,0 +1,18 @@
+#pragma once
+// The report: one HTML file without network access, data and chart library inlined.
+
+#include <string>
+#include <vector>
+
+namespace kvplan::cli {
+
+/// JSON documents to show; empty strings are left out.
+struct ReportPlan {
+  std::string name;
+  std::string plan_json;
+  std::string validation_json;
+};
+
+std::string report_html(const std::string& profile_json, const std::vector<ReportPlan>& plans);
+
+}  // namespace kvplan::cli

@@ -1,0 +1,338 @@
+#!/usr/bin/env python3
+"""End-to-end tests of the kvplan program: exit codes, stdout, stderr and files, on a tiny random model.
+
+Run by scripts/run_tests.py, which sets KVPLAN_BUILD. Last line: {"passed": N, "failed": N, "skipped": N}.
+"""
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+KVPLAN = pathlib.Path(os.environ["KVPLAN_BUILD"]) / "cli" / "kvplan"
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(tempfile.mkdtemp(prefix="kvplan-cli-"))
+MODEL, TEXT, PROFILE = ROOT / "model", ROOT / "text.md", ROOT / "profile"
+
+
+def make_model(folder, seed):
+    """A llama of 2 layers with a byte-level BPE tokenizer trained on the repository's documents."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train([str(TEXT)], trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                                     show_progress=False))
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def run(*args, **more):
+    return subprocess.run([str(KVPLAN), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=300,
+                          **more)
+
+
+def profile_args(out, *more):
+    return ["profile", "--model", MODEL, "--text", TEXT, "--part", "0:0.5", "--window", 64, "--tokens", 512, "--out", out, *more]
+
+
+def setUpModule():
+    TEXT.write_text("".join((REPOSITORY / name).read_text() for name in ("README.md", "docs/architecture.md", "LICENSE")))
+    make_model(MODEL, 0)
+    done = run(*profile_args(PROFILE))
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+
+
+def tearDownModule():
+    shutil.rmtree(ROOT)
+
+
+class CliTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp(dir=ROOT))
+
+    def succeeds(self, *args, **more):
+        done = run(*args, **more)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done
+
+    def fails(self, code, text, *args, **more):
+        done = run(*args, **more)
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        self.assertIn(text, done.stderr)
+        self.assertEqual(done.stdout, "", "results on stdout although the command failed")
+        return done
+
+    def plan(self, name, *more, bits=3.5):
+        out = self.folder / name
+        self.succeeds("plan", "--profile", PROFILE, "--bits", bits, "--context", 256, "--out", out, *more)
+        return out
+
+    def validate(self, plan, *more):
+        return run("validate", "--model", MODEL, "--text", TEXT, "--part", "0.5:1", "--window", 64, "--windows", 4, "--plan", plan,
+                   *more)
+
+
+class MainLine(CliTest):
+    def test_profile_plan_validate_report(self):
+        plan = self.plan("plan")
+        done = self.validate(plan, "--mode", "worst,decode", "--baselines", "q8_0,q4_0,turboquant:3,kivi:2", "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        validation = json.loads(done.stdout)
+        self.assertEqual(validation, json.loads((plan / "validation.json").read_text()))
+        by_name = {(c["name"], c["mode"]): c for c in validation["candidates"]}
+        self.assertEqual(by_name["fp16", "worst"]["kl"]["mean"], 0)
+        for mode in ("worst", "decode"):
+            self.assertLess(by_name["q8_0", mode]["kl"]["mean"], by_name["q4_0", mode]["kl"]["mean"])
+            self.assertLess(by_name["plan", mode]["kl"]["mean"], by_name["turboquant:3", mode]["kl"]["mean"])
+        self.assertLess(by_name["plan", "decode"]["kl"]["mean"], by_name["plan", "worst"]["kl"]["mean"])
+        self.assertAlmostEqual(by_name["q4_0", "worst"]["effective_bits"], 4.5)
+        self.assertLessEqual(by_name["plan", "worst"]["effective_bits"], 3.5)
+        self.succeeds("report", "--profile", PROFILE, "--plan", plan, "--out", self.folder / "report.html")
+        html = (self.folder / "report.html").read_text()
+        self.assertIn(validation["plan_sha256"], html)
+        self.assertNotIn("/*@", html, "a mark of the template was left in")
+        self.assertNotRegex(html, r'(src|href)="https?:', "the report must not need the network")
+
+    def test_inspect_shows_each_kind(self):
+        plan = self.plan("plan")
+        for path, word in ((MODEL, "llama"), (PROFILE, "key norm"), (plan, "effective bits"), (plan / "plan.json", "effective bits")):
+            with self.subTest(path=path):
+                self.assertIn(word, self.succeeds("inspect", path).stdout)
+                json.loads(self.succeeds("inspect", path, "--json").stdout)
+
+    def test_compare(self):
+        a, b = self.plan("a"), self.plan("b", bits=2.5)
+        self.assertEqual(self.validate(a, "--baselines", "none").returncode, 0)
+        both = json.loads(self.succeeds("compare", a, b, "--json").stdout)
+        self.assertGreater(both["a"]["effective_bits"], both["b"]["effective_bits"])
+        self.assertIn("kl", both["a"]["measured"]["worst"])
+        self.assertNotIn("measured", both["b"])
+        self.assertIn("not measured", self.succeeds("compare", a, b).stdout)
+
+    def test_policies_and_constraints(self):
+        for more in (["--policy", "rank432"], ["--policy", "norm-ratio"], ["--policy", "outlier83"]):
+            out = self.folder / more[1]
+            with self.subTest(more=more):
+                self.succeeds("plan", "--profile", PROFILE, "--codec", "rotated", *more, "--out", out)
+                self.assertEqual(json.loads((out / "plan.json").read_text())["policy"], more[1])
+                self.assertEqual(self.validate(out, "--baselines", "none").returncode, 0)
+        uniform = json.loads((self.plan("u", "--policy", "uniform") / "plan.json").read_text())
+        self.assertEqual(len({w for l in uniform["layers"] for s in "kv" for h in l[s]["heads"] for w in h["widths"]}), 1)
+        tensor = json.loads((self.plan("t", "--merge", "tensor", "--widths", "2,4") / "plan.json").read_text())
+        for layer in tensor["layers"]:
+            for side in "kv":
+                widths = {w for h in layer[side]["heads"] for w in h["widths"]}
+                self.assertEqual(len(widths), 1)
+                self.assertLessEqual(widths, {2, 4})
+        skipped = json.loads((self.plan("s", "--skip-layers", "1", bits=10) / "plan.json").read_text())
+        self.assertEqual(skipped["layers"][1]["k"]["bits"], 16)
+
+    def test_budgets_agree(self):
+        plan = json.loads((self.plan("bits") / "plan.json").read_text())
+        for flag, value in (("--bytes-per-token", plan["bytes_per_token"]), ("--max-kl", plan["predicted_kl"] * (1 + 1e-9))):
+            out = self.folder / flag.strip("-")
+            self.succeeds("plan", "--profile", PROFILE, flag, value, "--context", 256, "--out", out)
+            other = json.loads((out / "plan.json").read_text())
+            self.assertAlmostEqual(other["predicted_kl"], plan["predicted_kl"], places=9)
+        self.succeeds("plan", "--profile", PROFILE, "--gib", 0.001, "--context", 8192, "--batch", 2, "--out", self.folder / "gib")
+
+
+class Determinism(CliTest):
+    def test_same_plan_bytes_on_any_thread_count(self):
+        a, b = self.plan("a", "--threads", 1), self.plan("b", "--threads", 2)
+        for name in ("plan.json", "plan.safetensors"):
+            self.assertEqual((a / name).read_bytes(), (b / name).read_bytes(), name)
+
+    def test_merged_shards_equal_one_run_in_any_order(self):
+        shards = []
+        for i in range(4):
+            shards.append(self.folder / f"shard{i}")
+            self.succeeds(*profile_args(shards[-1], "--shard", f"{i}/4"))
+        self.succeeds("merge", *shards, "--out", self.folder / "ab")
+        self.succeeds("merge", *shards[::-1], "--out", self.folder / "ba")
+        for name in ("profile.json", "profile.safetensors"):
+            self.assertEqual((self.folder / "ab" / name).read_bytes(), (self.folder / "ba" / name).read_bytes(), name)
+        one, merged = load_file(PROFILE / "profile.safetensors"), load_file(self.folder / "ab" / "profile.safetensors")
+        self.assertEqual(one.keys(), merged.keys())
+        for name, x in one.items():
+            scale = max(np.abs(x).max(), 1e-30)
+            self.assertLess(np.abs(x - merged[name]).max() / scale, 1e-6, name)
+
+    def test_interrupted_profile_resumes_to_the_same_bytes(self):
+        for sent in (signal.SIGINT, signal.SIGKILL):
+            with self.subTest(signal=sent):
+                out = self.folder / sent.name
+                args = [str(KVPLAN), *map(str, profile_args(out, "--tokens", 4096))]
+                child = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                while "/" not in child.stderr.readline():
+                    pass
+                time.sleep(0.2)
+                child.send_signal(sent)
+                child.communicate()
+                if sent == signal.SIGINT:
+                    self.assertIn(child.returncode, (130, 0))
+                if not (out / "profile.json").exists():
+                    self.succeeds(*profile_args(out, "--tokens", 4096))
+                whole = self.folder / f"whole-{sent.name}"
+                self.succeeds(*profile_args(whole, "--tokens", 4096))
+                for name in ("profile.json", "profile.safetensors"):
+                    self.assertEqual((out / name).read_bytes(), (whole / name).read_bytes(), name)
+                self.assertFalse((out / "checkpoint").exists())
+
+
+class BadInput(CliTest):
+    def broken_model(self, change):
+        folder = self.folder / "broken"
+        shutil.copytree(MODEL, folder)
+        change(folder)
+        return folder
+
+    def test_usage(self):
+        for args in (["plan"], ["frobnicate"], ["plan", "--profile", PROFILE, "--out", "x", "--bits", "-1"],
+                     ["plan", "--profile", PROFILE, "--out", "x"], ["plan", "--profile", PROFILE, "--out", "x", "--bits", 3, "--gib", 1],
+                     ["profile", "--model", MODEL, "--text", TEXT, "--part", "0.9:0.1", "--out", self.folder / "x"],
+                     ["plan", "--profile", PROFILE, "--out", "x", "--bits", 3, "--group-size", 128]):
+            with self.subTest(args=args):
+                done = run(*args)
+                self.assertEqual(done.returncode, 2, done.stderr)
+                self.assertNotEqual(done.stderr, "")
+                self.assertFalse(pathlib.Path("x").exists())
+
+    def test_truncated_weights(self):
+        def cut(folder):
+            data = (folder / "model.safetensors").read_bytes()
+            (folder / "model.safetensors").write_bytes(data[:len(data) // 2])
+        self.fails(3, "model.safetensors", "inspect", self.broken_model(cut))
+
+    def test_corrupted_header(self):
+        def garble(folder):
+            path = folder / "model.safetensors"
+            data = bytearray(path.read_bytes())
+            data[:8] = struct.pack("<Q", 1 << 60)
+            path.write_bytes(data)
+        self.fails(3, "header", "inspect", self.broken_model(garble))
+
+    def test_unsupported_architecture(self):
+        def rename(folder):
+            config = json.loads((folder / "config.json").read_text())
+            config["model_type"] = "mamba"
+            (folder / "config.json").write_text(json.dumps(config))
+        self.fails(3, "mamba", "inspect", self.broken_model(rename))
+
+    def test_nan_weights(self):
+        def poison(folder):
+            path = folder / "model.safetensors"
+            data = bytearray(path.read_bytes())
+            with safe_open(path, "numpy") as f:
+                self.assertIn("model.layers.1.self_attn.k_proj.weight", f.keys())
+            size = struct.unpack("<Q", data[:8])[0]
+            begin = json.loads(data[8:8 + size])["model.layers.1.self_attn.k_proj.weight"]["data_offsets"][0]
+            data[8 + size + begin:8 + size + begin + 4] = struct.pack("<f", float("nan"))
+            path.write_bytes(data)
+        model = self.broken_model(poison)
+        out = self.folder / "p"
+        self.fails(3, "blk.1.attn_k.weight", "profile", "--model", model, "--text", TEXT, "--window", 64, "--tokens", 128, "--out", out)
+        self.assertFalse((out / "profile.json").exists())
+
+    def test_wrong_tokenizer(self):
+        def shrink(folder):
+            path = folder / "tokenizer.json"
+            t = json.loads(path.read_text())
+            t["model"]["vocab"] = {k: v + 5000 for k, v in t["model"]["vocab"].items()}
+            path.write_text(json.dumps(t))
+        self.fails(3, "vocabulary", "profile", "--model", self.broken_model(shrink), "--text", TEXT, "--window", 64, "--out",
+                   self.folder / "p")
+
+    def test_bad_text(self):
+        for name, data in (("empty", b""), ("binary", b"abc\0def" * 1000), ("latin1", b"caf\xe9 " * 1000), ("short", b"three words only")):
+            path = self.folder / f"{name}.txt"
+            path.write_bytes(data)
+            with self.subTest(name=name):
+                self.fails(3, path.name, "profile", "--model", MODEL, "--text", path, "--window", 64, "--tokens", 64, "--out",
+                           self.folder / "p")
+        self.fails(3, "missing.txt", "profile", "--model", MODEL, "--text", self.folder / "missing.txt", "--out", self.folder / "p")
+
+    def test_infeasible_budget_names_the_smallest(self):
+        done = self.fails(4, "0.5", "plan", "--profile", PROFILE, "--bits", 0.1, "--context", 256, "--out", self.folder / "p")
+        self.assertFalse((self.folder / "p").exists(), done.stderr)
+
+    def test_plan_of_another_model(self):
+        other = self.folder / "other"
+        make_model(other, 1)
+        self.fails(3, "kv_weights_sha256", "validate", "--model", other, "--text", TEXT, "--part", "0.5:1", "--window", 64, "--plan",
+                   self.plan("plan"))
+
+    def test_validation_on_calibration_text_is_refused(self):
+        self.fails(3, "calibrated on", "validate", "--model", MODEL, "--text", TEXT, "--part", "0.2:1", "--window", 64, "--plan",
+                   self.plan("plan"))
+
+    def test_plan_changed_after_it_was_written(self):
+        plan = self.plan("plan")
+        path = plan / "plan.json"
+        path.write_text(path.read_text().replace('"codec":', '"codex":'))
+        self.fails(3, "codex", "inspect", plan)
+        tensors = self.plan("second") / "plan.safetensors"
+        data = bytearray(tensors.read_bytes())
+        data[-1] ^= 1
+        tensors.write_bytes(data)
+        self.fails(3, "sha256", "inspect", tensors.parent)
+
+    def test_gate(self):
+        plan = self.plan("plan")
+        done = self.validate(plan, "--baselines", "none", "--gate", "kl<=1e-9")
+        self.assertEqual(done.returncode, 6, done.stderr)
+        self.assertIn("FAILED", done.stdout)
+        self.assertEqual(self.validate(plan, "--baselines", "none", "--gate", "kl<=100", "--force").returncode, 0)
+
+    def test_existing_output_is_kept(self):
+        plan = self.plan("plan")
+        before = (plan / "plan.json").read_bytes()
+        self.fails(7, "--force", "plan", "--profile", PROFILE, "--bits", 3, "--context", 256, "--out", plan)
+        self.assertEqual((plan / "plan.json").read_bytes(), before)
+
+    def test_unwritable_output(self):
+        blocker = self.folder / "file"
+        blocker.write_text("")
+        self.fails(7, "file", "plan", "--profile", PROFILE, "--bits", 3, "--context", 256, "--out", blocker / "plan")
+
+    def test_full_disk_leaves_nothing_half_written(self):
+        def small_files():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        out = self.folder / "plan"
+        self.fails(7, "plan", "plan", "--profile", PROFILE, "--bits", 3, "--context", 256, "--out", out, preexec_fn=small_files)
+        self.assertFalse((out / "plan.json").exists())
+        self.assertEqual([p.name for p in self.folder.rglob("*.tmp*")], [])
+        out = self.folder / "profile"
+        self.fails(7, "profile", *profile_args(out), preexec_fn=small_files)
+        self.assertFalse((out / "profile.json").exists())
+
+    def test_dry_run_writes_nothing(self):
+        for args in (profile_args(self.folder / "p"), ["plan", "--profile", PROFILE, "--bits", 3, "--context", 256, "--out", self.folder / "q"]):
+            self.succeeds(*args, "--dry-run")
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+
+if __name__ == "__main__":
+    result = unittest.TextTestRunner(stream=sys.stderr, verbosity=1).run(unittest.defaultTestLoader.loadTestsFromModule(sys.modules[__name__]))
+    failed = len({getattr(test, 'test_case', test).id() for test, _ in result.failures + result.errors})
+    print(json.dumps({"passed": result.testsRun - failed - len(result.skipped), "failed": failed, "skipped": len(result.skipped)}))
+    sys.exit(1 if failed else 0)
