@@ -117,7 +117,7 @@ void require_same_run(const RunKey& expected, const RunKey& found, const fs::pat
 
 }  // namespace
 
-std::size_t ProfileCheckpoint::load(WindowTree& tree, Profile& profile) {
+std::size_t ProfileCheckpoint::load(const WindowSums& zero, WindowTree& tree, Profile& profile) {
   const fs::path state_file = folder_ / kStateFile;
   if (!fs::exists(state_file)) return 0;
   RunKey key;
@@ -143,10 +143,6 @@ std::size_t ProfileCheckpoint::load(WindowTree& tree, Profile& profile) {
   }
 
   const SafetensorsFile sums(folder_ / sums_file(done));
-  WindowSums zero = profile.layers;
-  for (LayerProfile& layer : zero) {
-    for (const Side side : kSides) layer.side(side).cross = layer.side(side).phase = {};
-  }
   const FlatSums shape = flatten(zero);
   std::vector<WindowTree::Node> nodes;
   for (const std::int64_t index : sums.i64("index").data) {

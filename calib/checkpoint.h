@@ -21,10 +21,10 @@ class ProfileCheckpoint {
   ProfileCheckpoint(std::filesystem::path folder, RunKey key)
       : folder_(std::move(folder)), key_(std::move(key)) {}
 
-  /// Restores `tree` and the finished coherent rows of `profile` (sized by the caller). Returns the
-  /// number of windows done, 0 without a checkpoint. InputError: state of another run (names the
-  /// first option that differs) or damaged files.
-  std::size_t load(WindowTree& tree, Profile& profile);
+  /// Restores `tree` and the finished coherent rows of `profile` (sized by the caller); `zero` has
+  /// the shapes of a window's sums. Returns the number of windows done, 0 without a checkpoint.
+  /// InputError: state of another run (names the first option that differs) or damaged files.
+  std::size_t load(const WindowSums& zero, WindowTree& tree, Profile& profile);
   /// Saves the first `done` windows. At every moment the folder holds the old state or the new one.
   void save(std::size_t done, const WindowTree& tree, const Profile& profile);
   void remove() const;

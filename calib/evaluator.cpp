@@ -22,6 +22,11 @@ namespace {
 
 constexpr double kFp16Bits = 16;
 
+/// The fp16 cache is evaluated anyway; a candidate of that name only asks for it again.
+bool is_reference(const Candidate& candidate) {
+  return !candidate.bundle || candidate.name == kReferenceName;
+}
+
 void check_arguments(const std::vector<TextWindow>& windows,
                      const std::vector<Candidate>& candidates, const EvaluateOptions& options) {
   if (windows.empty())
@@ -46,8 +51,10 @@ void check_arguments(const std::vector<TextWindow>& windows,
   for (const Candidate& candidate : candidates) {
     if (!names.insert(candidate.name).second)
       throw ArgumentError("two candidates are named '" + candidate.name + "'");
-    if (candidate.name == kReferenceName && candidate.bundle)
-      throw ArgumentError("the name fp16 is kept for the reference; name the candidate otherwise");
+    if (candidate.name == kReferenceName && candidate.bundle &&
+        candidate.bundle->plan.codec != "fp16")
+      throw ArgumentError("a plan of codec " + candidate.bundle->plan.codec +
+                          " is named fp16, which is kept for the reference; name it otherwise");
     if (candidate.bundle && candidate.bundle->plan.sink_tokens >= options.window)
       throw ArgumentError("candidate '" + candidate.name + "' keeps " +
                           std::to_string(candidate.bundle->plan.sink_tokens) +
@@ -119,6 +126,52 @@ PassScores reference_scores(const EvaluationState& state) {
   return scores;
 }
 
+using Caches = std::map<const Candidate*, StoredCache>;  // one per plan, whatever the modes
+
+std::vector<Pass> make_passes(const std::vector<Candidate>& candidates,
+                              const std::vector<std::string>& modes, const Caches& caches) {
+  std::vector<Pass> passes;
+  for (const std::string& mode : modes)
+    for (const Candidate& candidate : candidates)
+      if (const auto cache = caches.find(&candidate); cache != caches.end())
+        passes.push_back({&candidate, mode, &cache->second});
+  return passes;
+}
+
+/// Scores all windows, or the rest of them when options.partial_file holds a part.
+EvaluationState score_windows(const ModelReader& model, const std::vector<TextWindow>& windows,
+                              const std::vector<Pass>& passes, const EvaluateOptions& options,
+                              const RunControl& control) {
+  EvaluationState state(passes.size(), scored_range(options.window).count);
+  const bool resumable = !options.partial_file.empty();
+  const std::string key = resumable ? inputs_key(model, windows, passes) : "";
+  if (resumable) resume_state(state, key, options.partial_file);
+  const auto window_count = static_cast<std::int64_t>(windows.size());
+  if (state.windows() == window_count) return state;
+
+  const WindowScorer scorer(model, passes, options.window);
+  const auto passes_per_window = static_cast<std::int64_t>(passes.size()) + 1;  // and the reference
+  std::int64_t done = state.windows() * passes_per_window;
+  int signal = 0;
+  const auto go_on = [&] {
+    control.report({"validate", ++done, window_count * passes_per_window, "passes"});
+    signal = control.stopping();
+    return signal == 0;
+  };
+  while (state.windows() < window_count) {
+    if (scorer.score(windows[static_cast<std::size_t>(state.windows())], state, go_on)) {
+      if (resumable) save_state(state, key, options.partial_file);
+      go_on();
+    }
+    if (signal != 0 && state.windows() < window_count)
+      throw InterruptedError(
+          signal, "validation stopped after " + std::to_string(state.windows()) + " of " +
+                      std::to_string(window_count) + " windows" +
+                      (resumable ? "; the same command continues from there" : ""));
+  }
+  return state;
+}
+
 }  // namespace
 
 Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& windows,
@@ -127,82 +180,39 @@ Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& win
   check_arguments(windows, candidates, options);
   const at::NoGradGuard no_grad;
   if (options.threads > 0) at::set_num_threads(options.threads);
-  const int threads = at::get_num_threads();
 
-  std::map<const Candidate*, StoredCache> caches;
-  std::vector<Pass> passes;
-  for (const std::string& mode : options.modes)
-    for (const Candidate& candidate : candidates) {
-      if (!candidate.bundle) continue;
-      const auto& cache =
-          caches.try_emplace(&candidate, *candidate.bundle, model.config(), threads).first->second;
-      passes.push_back({&candidate, mode, &cache});
-    }
-
-  const ScoredRange range = scored_range(options.window);
-  EvaluationState state(passes.size(), range.count);
-  const bool resumable = !options.partial_file.empty();
-  const std::string key = resumable ? inputs_key(model, windows, passes) : "";
-  if (resumable) resume_state(state, key, options.partial_file);
-
-  const auto forwards = static_cast<std::int64_t>(passes.size()) + 1;
-  const auto window_count = static_cast<std::int64_t>(windows.size());
-  if (state.windows() < window_count) {
-    const WindowScorer scorer(model, passes, options.window);
-    std::int64_t done = state.windows() * forwards;
-    int signal = 0;
-    const auto go_on = [&] {
-      control.report({"validate", ++done, window_count * forwards, "passes"});
-      signal = control.stopping();
-      return signal == 0;
-    };
-    while (state.windows() < window_count) {
-      const TextWindow& window = windows[static_cast<std::size_t>(state.windows())];
-      if (scorer.score(window, state, go_on)) {
-        if (resumable) save_state(state, key, options.partial_file);
-        go_on();
-      }
-      if (signal != 0 && state.windows() < window_count)
-        throw InterruptedError(
-            signal,
-            "validation stopped after " + std::to_string(state.windows()) + " of " +
-                std::to_string(window_count) + " windows" +
-                (!resumable ? "" : "; the same command continues from there"));
-    }
-  }
+  Caches caches;
+  for (const Candidate& candidate : candidates)
+    if (!is_reference(candidate))
+      caches.try_emplace(&candidate, *candidate.bundle, model.config(), at::get_num_threads());
+  const std::vector<Pass> passes = make_passes(candidates, options.modes, caches);
+  const EvaluationState state = score_windows(model, windows, passes, options, control);
+  const PassScores reference = reference_scores(state);
 
   Validation validation;
+  const ScoredRange range = scored_range(options.window);
   validation.window = options.window;
-  validation.windows = static_cast<int>(window_count);
+  validation.windows = static_cast<int>(windows.size());
   validation.first_scored = static_cast<int>(range.first);
-  validation.scored_tokens = window_count * range.count;
-  const PassScores reference = reference_scores(state);
+  validation.scored_tokens = state.windows() * range.count;
   for (const std::string& mode : options.modes) {
-    const auto measured = [&](const Candidate& candidate) -> const PassScores& {
-      const auto found = std::find_if(passes.begin(), passes.end(), [&](const Pass& p) {
-        return p.candidate == &candidate && p.mode == mode;
-      });
-      return found == passes.end() ? reference
-                                   : state.passes[static_cast<std::size_t>(found - passes.begin())];
+    const auto scores_of = [&](const std::string& name) -> const PassScores* {
+      for (std::size_t i = 0; i < passes.size(); ++i)
+        if (passes[i].mode == mode && passes[i].candidate->name == name) return &state.passes[i];
+      return &reference;
     };
-    const auto plan = std::find_if(candidates.begin(), candidates.end(),
-                                   [&](const Candidate& c) { return c.name == options.plan_name; });
-    const PassScores* plan_scores = plan != candidates.end()              ? &measured(*plan)
-                                    : options.plan_name == kReferenceName ? &reference
-                                                                          : nullptr;
-    const auto add = [&](const std::string& name, const PassScores& scores,
-                         const PlanBundle* bundle) {
-      CandidateResult result = summarise(scores, state.reference_nll, plan_scores, options);
+    const PassScores* plan = options.plan_name.empty() ? nullptr : scores_of(options.plan_name);
+    const auto add = [&](const std::string& name, const PlanBundle* bundle) {
+      CandidateResult result = summarise(*scores_of(name), state.reference_nll, plan, options);
       result.name = name;
       result.mode = mode;
       result.effective_bits = bundle ? quant::measured_effective_bits(*bundle) : kFp16Bits;
       if (bundle && bundle->plan.predicted_kl > 0) result.predicted_kl = bundle->plan.predicted_kl;
       validation.candidates.push_back(std::move(result));
     };
-    add(kReferenceName, reference, nullptr);
+    add(kReferenceName, nullptr);
     for (const Candidate& candidate : candidates)
-      if (candidate.name != kReferenceName)
-        add(candidate.name, measured(candidate), candidate.bundle);
+      if (candidate.name != kReferenceName) add(candidate.name, candidate.bundle);
   }
   return validation;
 }

@@ -37,7 +37,8 @@ class ModelReader {
   virtual bool has(std::string_view name) const = 0;
   /// Row-major, output dimension first ([out, in] for matrices). InputError if absent.
   virtual std::vector<std::int64_t> shape(std::string_view name) const = 0;
-  /// De-quantised to float; out.size() = product of shape. InputError{file, tensor} on NaN or Inf, naming the first element.
+  /// De-quantised to float; out.size() = product of shape. InputError{file, tensor} on NaN or Inf, naming the first element
+  /// as stored.
   virtual void read(std::string_view name, std::span<float> out) const = 0;
   /// Fingerprint with kv_weights_sha256.
   virtual const ModelSpec& spec() const = 0;

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <sstream>
+#include <utility>
 
 #include "calib/checkpoint.h"
 #include "calib/fisher_pass.h"
@@ -78,7 +79,7 @@ RunKey run_key(const ModelReader& model, const std::vector<TextWindow>& windows,
 /// Mean squared error of the key projection under 3-bit absmax quantisation: the published weight
 /// heuristic, a baseline policy.
 double weight_mse(const ModelReader& model, int layer) {
-  constexpr float kLargestLevel = 3;
+  constexpr double kLargestLevel = 3;
   const std::string name = "blk." + std::to_string(layer) + ".attn_k.weight";
   std::size_t count = 1;
   for (const std::int64_t n : model.shape(name)) count *= static_cast<std::size_t>(n);
@@ -87,9 +88,10 @@ double weight_mse(const ModelReader& model, int layer) {
   float absmax = 0;
   for (const float w : weight) absmax = std::max(absmax, std::abs(w));
   if (absmax == 0) return 0;
+  const double step = absmax / kLargestLevel;
   double sum = 0;
-  for (const float w : weight) {
-    const double error = std::round(w / absmax * kLargestLevel) / kLargestLevel * absmax - w;
+  for (const double w : weight) {
+    const double error = std::round(w / step) * step - w;
     sum += error * error;
   }
   return sum / static_cast<double>(count);
@@ -190,7 +192,7 @@ Profile run_profile(const ModelReader& model, const std::vector<TextWindow>& win
   Profile profile = blank_profile(model, windows, sources, options);
   ProfileCheckpoint checkpoint(folder / "checkpoint", run_key(model, windows, sources, options));
   WindowTree tree;
-  const std::size_t done = checkpoint.load(tree, profile);
+  const std::size_t done = checkpoint.load(empty_sums(model.config()), tree, profile);
   control.report({"profile", static_cast<std::int64_t>(done),
                   static_cast<std::int64_t>(windows.size()), "windows"});
   profile_windows(model, windows, options, control, done, checkpoint, tree, profile);

@@ -203,7 +203,8 @@ class Reader {
         }
         return found->second;
       };
-      table.add(id_of(left), id_of(right),
+      const auto left_id = id_of(left), right_id = id_of(right);
+      table.add(left_id, right_id,
                 {static_cast<double>(rank), id_of(std::string(left).append(right))});
     }
     return table;

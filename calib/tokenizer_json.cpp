@@ -193,7 +193,7 @@ void read_pre_tokenizer(const Field& field, int depth, PreTokenizerReading& read
     }
   } else if (type == "Split") {
     steps.emplace_back(Split{read_pattern(field.at("pattern")), read_behavior(field.at("behavior")),
-                          field.flag("invert", false)});
+                             field.flag("invert", false)});
   } else if (type == "Digits") {
     steps.emplace_back(
         Split{Regex(field.flag("individual_digits", false) ? R"(\p{N})" : R"(\p{N}+)")});
@@ -274,7 +274,8 @@ MergeTable read_merges(const Field& merges, const TokenMap& tokens) {
       }
       return token->second;
     };
-    table.add(id_of(left), id_of(right), {static_cast<double>(rank), id_of(joined)});
+    const auto left_id = id_of(left), right_id = id_of(right);
+    table.add(left_id, right_id, {static_cast<double>(rank), id_of(joined)});
   }
   return table;
 }

@@ -63,7 +63,8 @@ bool divides_into_blocks(const ModelSpec& model) {
 }
 
 int nearest_bits(double bits) {
-  return std::clamp(static_cast<int>(std::lround(std::clamp(bits, 1.0, double{kMaxBits}))), 1, kMaxBits);
+  return std::clamp(static_cast<int>(std::lround(std::clamp(bits, 1.0, double{kMaxBits}))), 1,
+                    kMaxBits);
 }
 
 }  // namespace
@@ -116,9 +117,9 @@ PlanBundle baseline_plan(std::string_view name, const ModelSpec& model, int sink
   const std::int64_t packed =
       std::max<std::int64_t>(context - sink_tokens, 0) / plan.page_tokens * plan.page_tokens;
   plan.effective_bits = token_bits / elements;
-  plan.effective_bits_at_context =
-      kFp16Width + (plan.effective_bits - kFp16Width) * static_cast<double>(packed) /
-                       static_cast<double>(context);
+  plan.effective_bits_at_context = kFp16Width + (plan.effective_bits - kFp16Width) *
+                                                    static_cast<double>(packed) /
+                                                    static_cast<double>(context);
   plan.bytes_per_token = static_cast<std::int64_t>(std::ceil(token_bits / 8));
   return bundle;
 }

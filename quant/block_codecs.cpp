@@ -1,5 +1,6 @@
-// The block formats of ggml, to the byte: q8_0 and q4_0 over a token's whole row of kv_heads x head_dim values.
-// Source: ggml/src/ggml-quants.c of llama.cpp, quantize_row_q8_0_ref and quantize_row_q4_0_ref.
+// The block formats of ggml, to the byte: q8_0 and q4_0 over a token's whole row of kv_heads x
+// head_dim values. Source: ggml/src/ggml-quants.c of llama.cpp, quantize_row_q8_0_ref and
+// quantize_row_q4_0_ref.
 
 #include <algorithm>
 #include <cmath>
@@ -30,7 +31,8 @@ struct Q8_0 {
   }
 };
 
-// The value of largest magnitude, with its sign, becomes code 0 = level -8. Low nibbles hold the first half of the block.
+// The value of largest magnitude, with its sign, becomes code 0 = level -8. Low nibbles hold the
+// first half of the block.
 struct Q4_0 {
   static constexpr std::size_t kBytes = 2 + kBlock / 2;
   static void encode(const float* x, std::byte* to) {

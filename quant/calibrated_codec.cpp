@@ -1,4 +1,5 @@
-// The calibrated codec of a plan: analysis and synthesis matrices from the plan's tensors (docs/formats/packing.md).
+// The calibrated codec of a plan: analysis and synthesis matrices from the plan's tensors
+// (docs/formats/packing.md).
 
 #include <string>
 
@@ -73,16 +74,16 @@ std::unique_ptr<Codec> make_calibrated_codec(const PlanBundle& bundle, int layer
 
     if (static_cast<std::size_t>(layer) >= bundle.tensors.layers.size())
       throw InputError("plan.safetensors", tensor_name(layer, side, "analysis"), "missing");
-    const SideTensors& tensors =
-        bundle.tensors.layers[static_cast<std::size_t>(layer)].side(side);
-    const Array<float>& analysis = checked(tensors.analysis, {model.kv_heads, d, d},
-                                           tensor_name(layer, side, "analysis"));
-    const Array<float>& synthesis = checked(tensors.synthesis, {model.kv_heads, d, d},
-                                            tensor_name(layer, side, "synthesis"));
+    const SideTensors& tensors = bundle.tensors.layers[static_cast<std::size_t>(layer)].side(side);
+    const Array<float>& analysis =
+        checked(tensors.analysis, {model.kv_heads, d, d}, tensor_name(layer, side, "analysis"));
+    const Array<float>& synthesis =
+        checked(tensors.synthesis, {model.kv_heads, d, d}, tensor_name(layer, side, "synthesis"));
     const Array<float>& lambda =
         checked(tensors.lambda, {model.kv_heads, d}, tensor_name(layer, side, "lambda"));
     const int coded = head.coded();
-    const auto rows = analysis.row(h).first(static_cast<std::size_t>(coded) * static_cast<std::size_t>(d));
+    const auto rows =
+        analysis.row(h).first(static_cast<std::size_t>(coded) * static_cast<std::size_t>(d));
     head.analysis.assign(rows.begin(), rows.end());
     for (int i = 0; i < d; ++i) {
       head.channels.push_back(i);

@@ -27,8 +27,9 @@ class Density {
   virtual double value(double x) const = 0;
   virtual double edge() const = 0;
 
-  /// Gauss-Legendre with 8 nodes on pieces of at most 1/4, exact to rounding for these densities. The moment is taken about
-  /// the level: a difference of closed forms would lose it in the narrow cells of 7 and 8 bits.
+  /// Gauss-Legendre with 8 nodes on pieces of at most 1/4, exact to rounding for these densities.
+  /// The moment is taken about the level: a difference of closed forms would lose it in the narrow
+  /// cells of 7 and 8 bits.
   CellMoments moments(double a, double b, double level) const {
     static constexpr std::array<std::pair<double, double>, 4> kNodeWeight = {{
         {0.18343464249564980494, 0.36268378337836198297},
@@ -79,8 +80,8 @@ class UnitVectorCoordinate : public Density {
 
 void require_bits(int bits) {
   if (bits < 1 || bits > kMaxCodebookBits)
-    throw ArgumentError("a codebook has 1 to " + std::to_string(kMaxCodebookBits) +
-                        " bits, got " + std::to_string(bits));
+    throw ArgumentError("a codebook has 1 to " + std::to_string(kMaxCodebookBits) + " bits, got " +
+                        std::to_string(bits));
 }
 
 // The cells of the positive half: calls visit(i, lower, upper, last) with the midpoints as limits.
@@ -112,12 +113,13 @@ Codebook mirrored(const Density& density, const std::vector<double>& positive, i
   return book;
 }
 
-// Newton's method on the centroid conditions of the positive half, whose Jacobian is tridiagonal. The densities are
-// log-concave, so there is one solution and it is the best (Fleischer 1964).
+// Newton's method on the centroid conditions of the positive half, whose Jacobian is tridiagonal.
+// The densities are log-concave, so there is one solution and it is the best (Fleischer 1964).
 Codebook lloyd_max(const Density& density, int bits) {
   require_bits(bits);
   const std::size_t n = std::size_t{1} << (bits - 1);
-  // The point density of a fine optimal quantizer is f^(1/3): for N(0,1) the quantiles of N(0,3) (Panter and Dite 1951).
+  // The point density of a fine optimal quantizer is f^(1/3): for N(0,1) the quantiles of N(0,3)
+  // (Panter and Dite 1951).
   std::vector<double> levels(n);
   for (std::size_t i = 0; i < n; ++i) {
     const double rank = 0.5 + (static_cast<double>(i) + 0.5) / (2 * static_cast<double>(n));
@@ -140,7 +142,8 @@ Codebook lloyd_max(const Density& density, int bits) {
       diagonal[i] = mass - at_lower + at_upper;
       step[i] = -centred;
     });
-    // Where the error is not convex yet, one Lloyd step (each level to its cell's centroid) is taken instead.
+    // Where the error is not convex yet, one Lloyd step (each level to its cell's centroid) is
+    // taken instead.
     lloyd = step;
     bool convex = diagonal[0] > 0;
     for (std::size_t i = 1; i < n; ++i) {
@@ -182,10 +185,12 @@ std::vector<float> midpoints(std::span<const float> levels) {
 Codebook lloyd_max_gaussian(int bits) { return lloyd_max(Gaussian(), bits); }
 
 Codebook lloyd_max_beta(int bits, int d) {
-  constexpr int kSmallestDimension = 8;  // below, the density's edge is too sharp for the quadrature
+  constexpr int kSmallestDimension =
+      8;  // below, the density's edge is too sharp for the quadrature
   if (d < kSmallestDimension)
-    throw ArgumentError("the codebook of a rotated unit vector needs a dimension of at least 8, got " +
-                        std::to_string(d));
+    throw ArgumentError(
+        "the codebook of a rotated unit vector needs a dimension of at least 8, got " +
+        std::to_string(d));
   return lloyd_max(UnitVectorCoordinate(d), bits);
 }
 
@@ -227,8 +232,9 @@ const Codebook& codebook(const std::string& name, int bits) {
   const auto key = std::pair(name, bits);
   auto found = cache.find(key);
   if (found == cache.end())
-    found = cache.emplace(key, name == "uniform" ? uniform_gaussian(bits) : lloyd_max_gaussian(bits))
-                .first;
+    found =
+        cache.emplace(key, name == "uniform" ? uniform_gaussian(bits) : lloyd_max_gaussian(bits))
+            .first;
   return found->second;
 }
 

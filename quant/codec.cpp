@@ -114,16 +114,17 @@ const SidePlan& side_plan(const PlanBundle& bundle, int layer, Side side) {
 
 void Codec::decode_transformed(const KvShape&, std::span<const std::byte>, std::span<float>) const {
   throw ArgumentError(
-      "this codec has no transformed domain; decode_transformed works for calibrated codecs and for "
+      "this codec has no transformed domain; decode_transformed works for calibrated codecs and "
+      "for "
       "rotated codecs without outlier channels");
 }
 
 std::unique_ptr<Codec> make_codec(const PlanBundle& bundle, int layer, Side side) {
   const std::string& codec = bundle.plan.codec;
   if (bundle.plan.code != "scalar")
-    throw InputError("plan.json", "/code",
-                     "expected scalar, found " + bundle.plan.code +
-                         "; this version has no codec for it");
+    throw InputError(
+        "plan.json", "/code",
+        "expected scalar, found " + bundle.plan.code + "; this version has no codec for it");
   if (codec == "calibrated") return make_calibrated_codec(bundle, layer, side);
   if (codec == "rotated") return make_rotated_codec(bundle, layer, side);
   if (codec == "q8_0" || codec == "q4_0") return make_block_codec(bundle, layer, side);
@@ -141,8 +142,8 @@ void round_trip(const Codec& codec, const KvShape& shape, std::int64_t first_pos
                         std::to_string(x.size()) + " and " + std::to_string(x_hat.size()) +
                         " values");
   // Small enough for the caches, a multiple of every token group in use.
-  const std::int64_t step = std::max<std::int64_t>(256 / codec.token_multiple(), 1) *
-                            codec.token_multiple();
+  const std::int64_t step =
+      std::max<std::int64_t>(256 / codec.token_multiple(), 1) * codec.token_multiple();
   std::vector<std::byte> codes;
   for (std::int64_t token = 0; token < shape.tokens; token += step) {
     const KvShape chunk{std::min(step, shape.tokens - token), shape.kv_heads, shape.head_dim};

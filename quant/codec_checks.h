@@ -26,7 +26,8 @@ void require_buffers(const HeadGeometry& geometry, const KvShape& shape,
                      std::int64_t first_position, std::size_t values, std::size_t bytes,
                      std::size_t packed_bytes);
 
-/// x rounded to fp16. ArgumentError names token, head and channel of a value that is not finite in fp16.
+/// x rounded to fp16. ArgumentError names token, head and channel of a value that is not finite in
+/// fp16.
 std::vector<float> rounded_to_half(const KvShape& shape, std::span<const float> x);
 
 void store_half(std::byte* to, float value);

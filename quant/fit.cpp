@@ -59,6 +59,7 @@ Fit::Impl::Impl(const Profile& profile, const FitOptions& chosen) : options(chos
   model = profile.model;
   sink_tokens = profile.sink_tokens;
   calibration_tokens = profile.tokens;
+  sources = profile.sources;
   for (const LayerProfile& layer : profile.layers) inv_freq.push_back(layer.inv_freq);
   for (int width = 1; width <= kMaxCodebookBits; ++width) {
     const std::string name = codebook_name(width);
@@ -69,7 +70,8 @@ Fit::Impl::Impl(const Profile& profile, const FitOptions& chosen) : options(chos
   const std::size_t count = head_index(model.num_layers, Side::kKey, 0);
   heads.resize(count);
   costs.units.resize(count * static_cast<std::size_t>(groups()));
-  costs.fixed_bits = static_cast<std::int64_t>(count) * (options.norm == "log8" ? 8 : 16);
+  costs.vector_bits = options.norm == "log8" ? 8 : 16;
+  costs.fixed_bits = static_cast<std::int64_t>(count) * costs.vector_bits;
   costs.elements = elements_per_token(model);
   parallel_for(count, options.threads, [&](std::size_t i) {
     const auto index = static_cast<int>(i);
@@ -110,7 +112,12 @@ void Fit::Impl::fit_head(const Profile& profile, int layer, Side side, int head)
     CostUnit& unit =
         costs.units[head_index(layer, side, head) * static_cast<std::size_t>(groups()) +
                     static_cast<std::size_t>(group)];
-    unit = {.layer = layer, .side = side, .head = head, .group = group, .choices = {}};
+    unit = {.layer = layer,
+            .side = side,
+            .head = head,
+            .group = group,
+            .elements = group_size(),
+            .choices = {}};
     const auto size = static_cast<std::size_t>(group_size());
     for (int width = 0; width <= options.max_width; ++width) {
       double cost = 0;

@@ -197,7 +197,7 @@ PlanBundle Fit::Impl::build(const std::vector<HeadChoice>& choices,
   for (const HeadChoice& choice : choices) plan.predicted_kl += choice.cost;
   plan.layers = plan_layers(choices, plan.predicted_kl);
   plan.front = header.front;
-  plan.provenance = {header.profile_sha256, header.program, calibration_tokens};
+  plan.provenance = {header.profile_sha256, header.program, calibration_tokens, sources};
 
   bundle.tensors = plan_tensors(choices);
   for (const HeadChoice& choice : choices) {

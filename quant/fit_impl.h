@@ -35,6 +35,7 @@ struct Fit::Impl {
   ModelSpec model;
   int sink_tokens = 0;
   std::int64_t calibration_tokens = 0;
+  std::vector<ProfileSource> sources;
   std::vector<std::vector<double>> inv_freq;         // [layer][rotary_dim/2]
   std::array<Codebook, kMaxCodebookBits + 1> books;  // by width; 0 unused
   std::vector<HeadFit> heads;                        // by head_index

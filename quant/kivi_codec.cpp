@@ -1,5 +1,6 @@
-// KIVI: asymmetric integers, keys per channel over groups of 32 tokens, values per token over groups of 32 channels.
-// Source: Liu et al., "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache" (2024), section 3.
+// KIVI: asymmetric integers, keys per channel over groups of 32 tokens, values per token over
+// groups of 32 channels. Source: Liu et al., "KIVI: A Tuning-Free Asymmetric 2bit Quantization for
+// KV Cache" (2024), section 3.
 
 #include <algorithm>
 #include <cmath>
@@ -15,7 +16,8 @@ namespace {
 constexpr std::size_t kGroup = 32;
 constexpr std::size_t kScaleBytes = 4;  // fp16 scale, then fp16 minimum
 
-// A strided run of values that share scale and minimum: fp16 scale, fp16 minimum, count codes of `bits`.
+// A strided run of values that share scale and minimum: fp16 scale, fp16 minimum, count codes of
+// `bits`.
 void encode_group(const float* x, std::size_t stride, std::size_t count, int bits, std::byte* to) {
   float low = x[0], high = x[0];
   for (std::size_t i = 1; i < count; ++i) {
@@ -46,7 +48,8 @@ std::size_t group_bytes(std::size_t count, int bits) {
   return kScaleBytes + (count * static_cast<std::size_t>(bits) + 7) / 8;
 }
 
-// Groups of 32 tokens; in each, KV head by KV head, channel by channel. Tokens after the last whole group are fp16 rows.
+// Groups of 32 tokens; in each, KV head by KV head, channel by channel. Tokens after the last whole
+// group are fp16 rows.
 class KiviKeys : public Codec {
  public:
   KiviKeys(HeadGeometry geometry, int bits)
@@ -86,7 +89,8 @@ class KiviKeys : public Codec {
   }
 
   double bits_per_token() const override {
-    return 8.0 * static_cast<double>(row_ * group_bytes(kGroup, bits_)) / static_cast<double>(kGroup);
+    return 8.0 * static_cast<double>(row_ * group_bytes(kGroup, bits_)) /
+           static_cast<double>(kGroup);
   }
 
  private:
@@ -155,7 +159,8 @@ std::unique_ptr<Codec> make_kivi_codec(const PlanBundle& bundle, int layer, Side
   const std::string pointer = side_pointer(layer, side) + "/heads";
   const int bits = plan.heads.front().widths.empty() ? 0 : plan.heads.front().widths.front();
   for (const HeadPlan& head : plan.heads)
-    if (bits < 1 || bits > 8 || head.widths.empty() || head.widths != std::vector(head.widths.size(), bits))
+    if (bits < 1 || bits > 8 || head.widths.empty() ||
+        head.widths != std::vector(head.widths.size(), bits))
       throw InputError("plan.json", pointer, "kivi needs one width of 1 to 8 bits for all heads");
   if (side == Side::kKey) return std::make_unique<KiviKeys>(geometry, bits);
   return std::make_unique<KiviValues>(geometry, bits);

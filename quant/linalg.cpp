@@ -74,7 +74,8 @@ void require_sizes(std::size_t a, std::size_t b, std::size_t out, int n, int k, 
                         std::to_string(b) + " and " + std::to_string(out) + " elements");
 }
 
-// Eigen splits its products by the sizes of the caches it finds, which would change the order of sums between machines.
+// Eigen splits its products by the sizes of the caches it finds, which would change the order of
+// sums between machines.
 void fix_eigen_blocking() {
   static std::once_flag once;
   std::call_once(once, [] { Eigen::setCpuCacheSizes(32 << 10, 256 << 10, 2 << 20); });

@@ -49,8 +49,7 @@ inline float round_to_half(float x) {
   const std::uint32_t sign = bits & 0x80000000, magnitude = bits ^ sign;
   // Normal halves keep 10 fraction bits; below 2^-14, adding 1/2 leaves multiples of 2^-24.
   const std::uint32_t normal = (magnitude + 0xfff + (magnitude >> 13 & 1)) & ~std::uint32_t{0x1fff};
-  const auto small =
-      std::bit_cast<std::uint32_t>((std::bit_cast<float>(magnitude) + 0.5f) - 0.5f);
+  const auto small = std::bit_cast<std::uint32_t>((std::bit_cast<float>(magnitude) + 0.5f) - 0.5f);
   const std::uint32_t finite = magnitude < 0x38800000 ? small : normal;
   const std::uint32_t bounded = finite > 0x477fe000 ? 0x7f800000 : finite;
   return std::bit_cast<float>(sign | (magnitude > 0x7f800000 ? magnitude : bounded));

@@ -1,5 +1,6 @@
 #pragma once
-// log, exp, sin, cos and the normal distribution from IEEE +,-,*,/,sqrt alone, so that results do not depend on the libm.
+// log, exp, sin, cos and the normal distribution from IEEE +,-,*,/,sqrt alone, so that results do
+// not depend on the libm.
 
 namespace kvplan::quant {
 
@@ -10,7 +11,8 @@ double portable_log2(double x);  // x > 0
 double portable_exp2(double x);  // |x| <= 1000
 double portable_sin(double x);   // |x| <= 2^30
 double portable_cos(double x);
-/// Inverse of the standard normal distribution function, 0 < p < 1 (Wichura 1988, AS 241 PPND16, relative error < 1e-15).
+/// Inverse of the standard normal distribution function, 0 < p < 1 (Wichura 1988, AS 241 PPND16,
+/// relative error < 1e-15).
 double normal_quantile(double p);
 
 }  // namespace kvplan::quant

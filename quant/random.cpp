@@ -20,8 +20,8 @@ std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
   return counter;
 }
 
-// The address is first enciphered under the seed. Philox permutes its counters, so two addresses of one seed always get a
-// different (key, upper counter half) and their streams share no block.
+// The address is first enciphered under the seed. Philox permutes its counters, so two addresses of
+// one seed always get a different (key, upper counter half) and their streams share no block.
 RandomStream::RandomStream(std::uint64_t seed, StreamPurpose purpose, std::uint32_t a,
                            std::uint32_t b, std::uint32_t c) {
   const auto address =
@@ -48,8 +48,10 @@ double RandomStream::next_uniform() {
 double RandomStream::next_normal() { return normal_quantile(next_uniform()); }
 
 std::uint32_t RandomStream::next_below(std::uint32_t bound) {
-  if (bound == 0) throw ArgumentError("a random integer below 0 was asked for; the bound must be at least 1");
-  // Lemire, "Fast Random Integer Generation in an Interval" (2019): the product's low half tells which draws to reject.
+  if (bound == 0)
+    throw ArgumentError("a random integer below 0 was asked for; the bound must be at least 1");
+  // Lemire, "Fast Random Integer Generation in an Interval" (2019): the product's low half tells
+  // which draws to reject.
   std::uint64_t product = std::uint64_t{next_u32()} * bound;
   const std::uint32_t threshold = (0u - bound) % bound;
   while (static_cast<std::uint32_t>(product) < threshold)

@@ -9,7 +9,8 @@
 
 namespace kvplan::quant {
 
-/// Means [heads, head_dim] turned by the rotary embedding of a position; without frequencies they stay as they are.
+/// Means [heads, head_dim] turned by the rotary embedding of a position; without frequencies they
+/// stay as they are.
 class RotaryMean {
  public:
   RotaryMean(std::span<const float> means, int head_dim);
@@ -17,7 +18,8 @@ class RotaryMean {
   RotaryMean(std::span<const float> means, int head_dim, const RopeSpec& rope, int rotary_dim,
              std::span<const double> inv_freq);
 
-  /// out [tokens, heads, head_dim]. The phase of t is that of its multiple of kStep turned by the rest, so it depends on t alone.
+  /// out [tokens, heads, head_dim]. The phase of t is that of its multiple of kStep turned by the
+  /// rest, so it depends on t alone.
   void fill(std::int64_t first_position, std::int64_t tokens, std::span<float> out) const;
 
  private:

@@ -1,5 +1,6 @@
-// Rotated codecs (TurboQuant and its relatives): y = Pi x / n, one codebook, optional outlier channels.
-// Source: Zandieh et al., "TurboQuant: Online Vector Quantization with Near-optimal Distortion Rate" (2025).
+// Rotated codecs (TurboQuant and its relatives): y = Pi x / n, one codebook, optional outlier
+// channels. Source: Zandieh et al., "TurboQuant: Online Vector Quantization with Near-optimal
+// Distortion Rate" (2025).
 
 #include <algorithm>
 #include <map>
@@ -27,8 +28,8 @@ void require_outliers(const std::vector<int>& outliers, int d, const std::string
   if (!ascending || outliers.size() >= static_cast<std::size_t>(d) ||
       (!outliers.empty() && (outliers.front() < 0 || outliers.back() >= d)))
     throw InputError("plan.json", pointer + "/outliers",
-                     "expected fewer than " + std::to_string(d) +
-                         " ascending channels below " + std::to_string(d));
+                     "expected fewer than " + std::to_string(d) + " ascending channels below " +
+                         std::to_string(d));
 }
 
 }  // namespace
@@ -42,8 +43,9 @@ std::unique_ptr<Codec> make_rotated_codec(const PlanBundle& bundle, int layer, S
   spec.scale_rule = parse_scale_rule(bundle.plan);
   spec.norm = parse_norm(bundle.plan);
   spec.mean = side_mean(bundle, layer, side);
-  std::map<std::pair<int, int>, std::vector<double>> rotations;  // by (head, 0 if shared; dimension)
-  std::map<std::pair<int, int>, Codebook> books;                 // by (width, dimension)
+  std::map<std::pair<int, int>, std::vector<double>>
+      rotations;                                  // by (head, 0 if shared; dimension)
+  std::map<std::pair<int, int>, Codebook> books;  // by (width, dimension)
   for (std::size_t h = 0; h < plan.heads.size(); ++h) {
     const std::string pointer = side_pointer(layer, side) + "/heads/" + std::to_string(h);
     const HeadPlan& head_plan = plan.heads[h];

@@ -1,7 +1,7 @@
 #include "quant/rotation.h"
 
-#include <cmath>
 #include <bit>
+#include <cmath>
 #include <string>
 
 #include "quant/linalg.h"
@@ -11,7 +11,8 @@
 namespace kvplan::quant {
 namespace {
 
-// Modified Gram-Schmidt on the columns of a row-major d x d matrix. The diagonal of R is positive by construction.
+// Modified Gram-Schmidt on the columns of a row-major d x d matrix. The diagonal of R is positive
+// by construction.
 KVPLAN_VECTOR_CLONES void orthonormalise_columns(double* a, int d, double* projection) {
   for (int i = 0; i < d; ++i) {
     double square = 0;
@@ -34,7 +35,8 @@ std::uint32_t head_side_key(int head, Side side) {
 }
 
 void require_dimension(int d) {
-  if (d < 1) throw ArgumentError("a rotation needs a dimension of at least 1, got " + std::to_string(d));
+  if (d < 1)
+    throw ArgumentError("a rotation needs a dimension of at least 1, got " + std::to_string(d));
 }
 
 }  // namespace
@@ -46,7 +48,8 @@ std::vector<double> haar_rotation(int d, std::uint64_t seed, std::uint32_t layer
                       head_side, width);
   std::vector<double> q(static_cast<std::size_t>(d) * static_cast<std::size_t>(d));
   for (double& x : q) x = random.next_normal();
-  // A second pass removes the departure from orthogonality that an ill-conditioned draw leaves after the first.
+  // A second pass removes the departure from orthogonality that an ill-conditioned draw leaves
+  // after the first.
   std::vector<double> projection(static_cast<std::size_t>(d));
   for (int pass = 0; pass < 2; ++pass) orthonormalise_columns(q.data(), d, projection.data());
   return q;
@@ -59,7 +62,8 @@ std::vector<double> hadamard_rotation(int d, bool random_signs, int rounds, std:
     throw ArgumentError("a Hadamard rotation needs a power of two as dimension, got " +
                         std::to_string(d) + "; use a Haar rotation instead");
   if (rounds < 1)
-    throw ArgumentError("a Hadamard rotation needs at least 1 round, got " + std::to_string(rounds));
+    throw ArgumentError("a Hadamard rotation needs at least 1 round, got " +
+                        std::to_string(rounds));
   const auto size = static_cast<std::size_t>(d);
   std::vector<double> matrix(size * size);
   for (std::size_t i = 0; i < size; ++i) matrix[i * size + i] = 1;

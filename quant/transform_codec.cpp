@@ -15,16 +15,18 @@
 namespace kvplan::quant {
 namespace {
 
-// Work goes by tiles of tokens of one head, stored [coordinate][token]: every loop over a tile is one over tokens, which
-// vectorises without changing the order of any sum over coordinates.
+// Work goes by tiles of tokens of one head, stored [coordinate][token]: every loop over a tile is
+// one over tokens, which vectorises without changing the order of any sum over coordinates.
 constexpr int kTile = 32;
 
-// The scale must not leave these bounds where few coordinates carry bits and the sum of y c comes near 0.
+// The scale must not leave these bounds where few coordinates carry bits and the sum of y c comes
+// near 0.
 constexpr double kMinScale = 0.5, kMaxScale = 4;
 constexpr double kSmallestNorm = 1e-30;  // below, a vector counts as 0
 constexpr float kOutlierMax = 127;
 
-/// Meanings of the 8-bit norm, 2^(q/32) for q = -128..127, and the boundaries 2^((q + 1/2)/32) between them.
+/// Meanings of the 8-bit norm, 2^(q/32) for q = -128..127, and the boundaries 2^((q + 1/2)/32)
+/// between them.
 struct LogNorms {
   std::array<float, 256> value;
   std::array<double, 255> boundary;
@@ -42,8 +44,9 @@ const LogNorms& log_norms() {
   return table;
 }
 
-// Up to 8 neighbouring codes, handled as one word of at most 64 bits. Widths descend, so that a word that does not start on
-// a byte has codes of at most 7 bits and ends within 64 bits of its first byte.
+// Up to 8 neighbouring codes, handled as one word of at most 64 bits. Widths descend, so that a
+// word that does not start on a byte has codes of at most 7 bits and ends within 64 bits of its
+// first byte.
 struct CodeWord {
   int begin = 0, count = 0;
   std::size_t byte = 0;  // where it starts in the head's bytes
@@ -68,11 +71,12 @@ KVPLAN_VECTOR_CLONES void sum_squares(const float* y, int coordinates, double* s
   std::copy_n(sum, kTile, sums);
 }
 
-// Nearest levels of the coordinates begin..end of a tile, ties to the lower index, by counting the boundaries below.
+// Nearest levels of the coordinates begin..end of a tile, ties to the lower index, by counting the
+// boundaries below.
 KVPLAN_VECTOR_CLONES void quantise(const float* y, const float* inverse_norm, const double* weight,
                                    int begin, int end, const float* boundaries, int count,
-                                   const float* levels, std::int32_t* codes, double* yy,
-                                   double* yc, double* cc) {
+                                   const float* levels, std::int32_t* codes, double* yy, double* yc,
+                                   double* cc) {
   for (int i = begin; i < end; ++i) {
     float u[kTile];
     std::int32_t code[kTile] = {};
@@ -169,10 +173,10 @@ class TransformCodec : public Codec {
           codes(x.size()),
           row_bytes(head_bytes + sizeof(std::uint64_t)),
           rows(row_bytes * kTile) {}
-    std::vector<float> x, y;           // [channel][token], [coordinate][token]
-    std::vector<std::int32_t> codes;   // [coordinate][token]
-    std::size_t row_bytes;             // one spare word, so that words may pass the end
-    std::vector<std::byte> rows;       // [token][row_bytes]
+    std::vector<float> x, y;          // [channel][token], [coordinate][token]
+    std::vector<std::int32_t> codes;  // [coordinate][token]
+    std::size_t row_bytes;            // one spare word, so that words may pass the end
+    std::vector<std::byte> rows;      // [token][row_bytes]
     std::byte* row(int t) { return rows.data() + static_cast<std::size_t>(t) * row_bytes; }
   };
 
@@ -182,7 +186,8 @@ class TransformCodec : public Codec {
   void encode_tile(const Head& head, int tokens, Tile& tile) const;
   void load_rows(const Head& head, std::span<const std::byte> codes, int tokens, Tile& tile) const;
   void decode_coordinates(const Head& head, Tile& tile) const;
-  /// Calls visit(head, its index, first token, tokens, offset of the head's bytes of the first token) tile by tile.
+  /// Calls visit(head, its index, first token, tokens, offset of the head's bytes of the first
+  /// token) tile by tile.
   template <class Visit>
   void for_each_tile(const KvShape& shape, Visit visit) const;
 
@@ -372,7 +377,8 @@ void TransformCodec::decode(const KvShape& shape, std::int64_t first_position,
     }
     for (int t = 0; t < tokens; ++t) {
       const std::size_t start = (first + static_cast<std::size_t>(t)) * token_values + h * d;
-      const std::byte* const bytes = codes.data() + offset + static_cast<std::size_t>(t) * token_bytes_;
+      const std::byte* const bytes =
+          codes.data() + offset + static_cast<std::size_t>(t) * token_bytes_;
       if (transform.fp16) {
         for (std::size_t i = 0; i < d; ++i) x[start + i] = load_half(bytes + 2 * i);
         continue;

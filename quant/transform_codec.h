@@ -1,5 +1,6 @@
 #pragma once
-// The codec of calibrated and rotated plans: a linear transform per head, one norm per vector, scalar codes. Private to quant.
+// The codec of calibrated and rotated plans: a linear transform per head, one norm per vector,
+// scalar codes. Private to quant.
 
 #include <memory>
 #include <optional>
@@ -24,9 +25,9 @@ struct CodeRun {
 
 /// How one KV head is stored. c coded coordinates from n transformed channels.
 struct HeadTransform {
-  bool fp16 = false;           // plain fp16 rows; nothing below is used
-  std::vector<int> channels;   // [n] of the vector that go through the transform, ascending
-  std::vector<int> outliers;   // the others: 8 bits with an fp16 scale of their own
+  bool fp16 = false;             // plain fp16 rows; nothing below is used
+  std::vector<int> channels;     // [n] of the vector that go through the transform, ascending
+  std::vector<int> outliers;     // the others: 8 bits with an fp16 scale of their own
   std::vector<float> analysis;   // [c,n], rows in storage order
   std::vector<float> synthesis;  // [n,c]
   std::vector<double> weight;    // [c] of the scale rule
@@ -48,7 +49,8 @@ std::unique_ptr<Codec> make_transform_codec(TransformCodecSpec spec);
 /// The options that both families read from a plan. InputError for unknown names.
 ScaleRule parse_scale_rule(const Plan& plan);
 NormFormat parse_norm(const Plan& plan);
-/// The mean of a side if the plan centres; InputError when its tensors are missing or have other shapes.
+/// The mean of a side if the plan centres; InputError when its tensors are missing or have other
+/// shapes.
 std::optional<RotaryMean> side_mean(const PlanBundle& bundle, int layer, Side side);
 /// All widths of a head kFp16Width; InputError when only some are, or one is outside 0..8.
 bool is_fp16_head(const HeadPlan& head, const std::string& pointer);

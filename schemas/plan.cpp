@@ -15,6 +15,7 @@
 #include "schemas/model_json.h"
 #include "schemas/plan_tensors.h"
 #include "schemas/sha256.h"
+#include "schemas/source_json.h"
 
 namespace kvplan {
 namespace {
@@ -76,6 +77,9 @@ json plan_to_json(const Plan& plan, const std::string& tensors_sha256) {
     front.push_back(
         {{"effective_bits", point.effective_bits}, {"predicted_kl", point.predicted_kl}});
   }
+  json sources = json::array();
+  for (const ProfileSource& source : plan.provenance.sources)
+    sources.push_back(source_to_json(source));
   json codebooks = json::object();
   for (const auto& [width, name] : plan.codebooks) codebooks[std::to_string(width)] = name;
   return {{"format", kFormat},
@@ -111,7 +115,8 @@ json plan_to_json(const Plan& plan, const std::string& tensors_sha256) {
           {"provenance",
            {{"profile_sha256", text_or_null(plan.provenance.profile_sha256)},
             {"program", plan.provenance.program},
-            {"calibration_tokens", plan.provenance.calibration_tokens}}},
+            {"calibration_tokens", plan.provenance.calibration_tokens},
+            {"sources", sources}}},
           {"tensors", {{"file", kTensorsFile}, {"sha256", tensors_sha256}}}};
 }
 
@@ -208,6 +213,8 @@ PlanProvenance provenance_from_json(JsonObject object) {
   provenance.profile_sha256 = object.sha256_or_null("profile_sha256");
   provenance.program = object.text("program");
   provenance.calibration_tokens = object.integer("calibration_tokens");
+  for (JsonObject& source : object.objects("sources"))
+    provenance.sources.push_back(source_from_json(std::move(source)));
   object.finish();
   return provenance;
 }

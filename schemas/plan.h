@@ -60,7 +60,8 @@ struct FrontPoint {
 struct PlanProvenance {
   std::string profile_sha256;  // empty for baselines that need no profile
   std::string program;
-  std::int64_t calibration_tokens = 0;
+  std::int64_t calibration_tokens = 0;  // after the sinks
+  std::vector<ProfileSource> sources;   // calibration texts; validation must not touch their parts
   bool operator==(const PlanProvenance&) const = default;
 };
 
@@ -73,7 +74,7 @@ struct Plan {
   std::uint64_t seed = 0;
   BudgetSpec budget;
   double effective_bits = 0;             // everything stored per packed token / elements
-  double effective_bits_at_context = 0;  // also charges fp16 sinks and half an open page... see docs/formats/plan.md
+  double effective_bits_at_context = 0;  // also charges fp16 sinks and the open page
   std::int64_t bytes_per_token = 0;      // of a packed token, all layers, rounded up
   std::int64_t static_bytes = 0;         // transforms, means, codebooks on the device
   std::string policy = "fisher";

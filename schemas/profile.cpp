@@ -16,6 +16,7 @@
 #include "schemas/profile_tensors.h"
 #include "schemas/safetensors.h"
 #include "schemas/sha256.h"
+#include "schemas/source_json.h"
 
 namespace kvplan {
 namespace {
@@ -28,14 +29,6 @@ constexpr const char* kDocumentFile = "profile.json";
 constexpr const char* kTensorsFile = "profile.safetensors";
 constexpr int kMaxCoherentWindows = 1 << 16;
 constexpr std::int64_t kWindowColumns = 3;  // global index, tokens, source
-
-json source_to_json(const ProfileSource& source) {
-  return {{"name", source.name},
-          {"sha256", source.sha256},
-          {"tokens", source.tokens},
-          {"part", {source.part_begin, source.part_end}},
-          {"weight", source.weight}};
-}
 
 json summary_to_json(const LayerSummary& layer, std::size_t index) {
   return {{"index", index},
@@ -65,17 +58,6 @@ json profile_to_json(const Profile& profile) {
           {"sources", sources},
           {"program", profile.program},
           {"layers", layers}};
-}
-
-ProfileSource source_from_json(JsonObject object) {
-  ProfileSource source;
-  source.name = object.text("name");
-  source.sha256 = object.sha256("sha256");
-  source.tokens = object.integer("tokens");
-  std::tie(source.part_begin, source.part_end) = object.part("part");
-  source.weight = object.number("weight", 0);
-  object.finish();
-  return source;
 }
 
 /// Reads {"k":..,"v":..} with the same getter for both.

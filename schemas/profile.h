@@ -47,15 +47,6 @@ struct ProfileWindow {
   bool operator==(const ProfileWindow&) const = default;
 };
 
-struct ProfileSource {
-  std::string name;    // file name without its folder
-  std::string sha256;  // of the file
-  std::int64_t tokens = 0;
-  double part_begin = 0, part_end = 1;  // token fractions used
-  double weight = 1;
-  bool operator==(const ProfileSource&) const = default;
-};
-
 /// Derived figures of one layer for people, over all its KV heads; computed by quant::summarise.
 struct LayerSummary {
   double key_norm = 0, value_norm = 0;        // E|k|, E|v|

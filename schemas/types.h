@@ -70,6 +70,16 @@ struct ModelSpec {
   bool operator==(const ModelSpec&) const = default;
 };
 
+/// A calibration text, or the part of it that went in.
+struct ProfileSource {
+  std::string name;    // file name without its folder
+  std::string sha256;  // of the file
+  std::int64_t tokens = 0;
+  double part_begin = 0, part_end = 1;  // token fractions used
+  double weight = 1;
+  bool operator==(const ProfileSource&) const = default;
+};
+
 /// Number of cached elements of one token: layers x heads x (K + V) x head_dim.
 inline std::int64_t elements_per_token(const ModelSpec& m) {
   return std::int64_t{2} * m.num_layers * m.kv_heads * m.head_dim;

@@ -20,10 +20,20 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 VOCAB_SIZE = 2000
 
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+# Mistral NeMo's tokenizer.json.
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+TEKKEN_PATTERN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# What llama.cpp does with tokenizer.ggml.pre = default.
+DEFAULT_PATTERNS = [r"[\p{P}\$\+<=>\^~\|]+", GPT2_PATTERN, r"\p{N}+", "[0-9][0-9][0-9]"]
 
 PROSE = """The lighthouse keeper's daughter couldn't believe it: after 37 years, the ship they'd been waiting for had arrived.
 She'll write it down, she said, and I'm sure we've all heard the story; he'd tell it twice. In 1923, about 1,250 people
@@ -140,19 +150,17 @@ def byte_bpe(pre_tokenizer, normalizer=None, ignore_merges=False) -> Tokenizer:
     return tokenizer
 
 
-def split_then_bytes(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+def split_then_bytes(*patterns: str) -> pre_tokenizers.PreTokenizer:
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def make_byte_bpe(folder: pathlib.Path, oracle: dict) -> None:
     bytes_by_regex = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizers = {
         "gpt-2": byte_bpe(bytes_by_regex),
+        "default": byte_bpe(split_then_bytes(*DEFAULT_PATTERNS)),
+        "tekken": byte_bpe(split_then_bytes(TEKKEN_PATTERN), ignore_merges=True),
         "llama-bpe": byte_bpe(split_then_bytes(LLAMA3_PATTERN), ignore_merges=True),
         "qwen2": byte_bpe(split_then_bytes(QWEN2_PATTERN), normalizer=normalizers.NFC()),
         "smollm": byte_bpe(
@@ -208,7 +216,7 @@ def save_sentencepiece_gguf(path, processor, model: str, remove_extra_whitespace
 
 
 def plain_cases(processor: sentencepiece.SentencePieceProcessor) -> list[dict]:
-    """Expected ids from the `sentencepiece` package, which never recognises control tokens. It drops NUL-like controls."""
+    """Expected ids from the `sentencepiece` package, which never recognises control tokens."""
     return [{"name": name, "text": text, "ids": processor.encode(text)} for name, text in CASES.items()]
 
 

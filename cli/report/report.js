@@ -90,7 +90,7 @@ function validationTable() {
   section('validation', 'Held-out measurements',
     'KL divergence from the fp16 cache in nats per token; intervals are 95 % paired bootstrap over windows.',
     ...measured.map(({name, validation: v}) => element('div', {},
-      element('p', {}, `${name}: ${v.text_names.join(', ')} [${v.part_begin}:${v.part_end}], ${v.windows} windows of ${v.window} tokens, ${v.scored_tokens.toLocaleString('en')} scored`),
+      element('p', {}, `${name}: ${v.texts.map((t) => t.name).join(', ')} [${v.part.join(':')}], ${v.windows} windows of ${v.window} tokens, ${v.scored_tokens.toLocaleString('en')} scored`),
       table(['candidate', 'mode', 'bits', 'perplexity', 'rise', 'rise 95 %', 'KL', '± s.e.', 'p99', 'CVaR95', 'same top-1'],
         v.candidates.map((c) => ({
           plan: c.name === 'plan',
@@ -157,18 +157,18 @@ function profilePlots() {
   if (!profile) return ['norms', 'outliers', 'sensitivity'].forEach((id) => section(id));
   const layers = profile.layers;
   const labels = layers.map((_, l) => l);
-  const of = (field) => layers.map((l) => l[field]);
+  const of = (field, side) => layers.map((l) => (side ? l[field][side] : l[field]));
   section('norms', 'Key and value norms', 'Mean vector norm per layer; a high ratio is what breaks plain rotation at few bits. The mean share is the part of the key energy that centring removes for free.',
     plot('Mean key and value norm by layer', 'line', {labels, datasets: [line('key norm', of('key_norm'), '--key'), line('value norm', of('value_norm'), '--value')]},
       {scales: {x: layerAxis(), y: logAxis('mean norm')}}),
-    plot('Share of the mean in the energy by layer', 'line', {labels, datasets: [line('keys (before rotary)', of('mean_share_k'), '--key'), line('values', of('mean_share_v'), '--value')]},
+    plot('Share of the mean in the energy by layer', 'line', {labels, datasets: [line('keys (before rotary)', of('mean_share', 'k'), '--key'), line('values', of('mean_share', 'v'), '--value')]},
       {scales: {x: layerAxis(), y: axis('mean share', {min: 0, max: 1})}}));
   section('outliers', 'Outlier channels', 'Channels whose RMS is above three times the median of their layer.',
     plot('Outlier channels by layer', 'bar', {labels, datasets: [
-      line('keys', layers.map((l) => l.outlier_channels_k.length), '--key'), line('values', layers.map((l) => l.outlier_channels_v.length), '--value')]},
+      line('keys', of('outlier_channels', 'k').map((c) => c.length), '--key'), line('values', of('outlier_channels', 'v').map((c) => c.length), '--value')]},
       {scales: {x: layerAxis(), y: axis('channels')}}));
   section('sensitivity', 'Sensitivity', 'Nats per token that a relative error of 1 would cost (½ tr FC): where bits matter.',
-    plot('Sensitivity by layer', 'bar', {labels, datasets: [line('keys', of('sensitivity_k'), '--key'), line('values', of('sensitivity_v'), '--value')]},
+    plot('Sensitivity by layer', 'bar', {labels, datasets: [line('keys', of('sensitivity', 'k'), '--key'), line('values', of('sensitivity', 'v'), '--value')]},
       {scales: {x: layerAxis(), y: logAxis('nats per token')}}));
 }
 
@@ -201,7 +201,7 @@ function provenance() {
   const rows = [];
   for (const {name, plan} of plans) {
     rows.push({cells: [name, `policy ${plan.policy}, codec ${plan.codec}, groups of ${plan.group_size}, norm ${plan.norm}, seed ${plan.seed}`]});
-    for (const s of plan.provenance.sources) rows.push({cells: ['calibrated on', `${s.name} [${s.part_begin}:${s.part_end}], ${s.tokens} tokens, sha256 ${s.sha256.slice(0, 12)}`]});
+    for (const s of plan.provenance.sources) rows.push({cells: ['calibrated on', `${s.name} [${s.part.join(':')}], ${s.tokens} tokens, sha256 ${s.sha256.slice(0, 12)}`]});
     rows.push({cells: ['profile sha256', plan.provenance.profile_sha256.slice(0, 16)]});
     rows.push({cells: ['k/v weights sha256', plan.model.kv_weights_sha256.slice(0, 16)]});
   }

@@ -9,12 +9,17 @@ namespace {
 
 Validation two_modes() {
   Validation v;
-  CandidateResult worst{.name = "plan", .mode = "worst"}, decode{.name = "plan", .mode = "decode"};
+  CandidateResult fp16, worst, decode;
+  fp16.name = "fp16";
+  fp16.mode = "worst";
+  worst.name = decode.name = "plan";
+  worst.mode = "worst";
+  decode.mode = "decode";
   worst.kl.mean = 0.04;
   worst.same_top1 = 0.91;
   decode.kl.mean = 0.02;
   decode.same_top1 = 0.95;
-  v.candidates = {{.name = "fp16", .mode = "worst"}, worst, decode};
+  v.candidates = {fp16, worst, decode};
   return v;
 }
 

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -34,6 +35,8 @@ std::optional<fs::path> environment_path(const char* name) {
 
 constexpr const char* kTokenizers[] = {"gpt-2",
                                        "gpt-2.gguf",
+                                       "default.gguf",
+                                       "tekken.gguf",
                                        "llama-bpe",
                                        "llama-bpe.gguf",
                                        "qwen2",
@@ -223,6 +226,7 @@ TEST_F(TokenizerFile, RefusesBrokenFiles) {
   }
   expect_refused(std::string(100'000, '['), "", "expected JSON");
   expect_refused("[]", "", "expected an object");
+  expect_refused(std::string(100'000, '[') + std::string(100'000, ']'), "", "expected an object");
   expect_refused("{}", "", "\"model\"");
   expect_refused(R"({"model": {"type": "Unigram", "vocab": [["a", 1e999]]}})", "", "expected JSON");
 }
@@ -293,7 +297,7 @@ const Hostile kHostile[] = {
     {"AddedIsAnObject", "/added_tokens", json::object(), "/added_tokens", "expected an array"},
     {"UnknownNormalizer", "/normalizer", {{"type", "Precompiled"}}, "/normalizer", "Precompiled"},
     {"NormalizerIsAnArray", "/normalizer", json::array(), "/normalizer", "expected an object"},
-    {"DeepSequence", "/normalizer", nested_sequence(5000),
+    {"DeepSequence", "/normalizer", nested_sequence(12),
      "/normalizer/normalizers/0/normalizers/0/normalizers/0/normalizers/0/normalizers/0/"
      "normalizers/0/"
      "normalizers/0/normalizers/0/normalizers/0",
@@ -318,10 +322,12 @@ const Hostile kHostile[] = {
      "refused"},
     {"PatternExplodes", "/pre_tokenizer", split({{"Regex", "(((a{1,999}){1,999}){1,999}){1,999}"}}),
      "/pre_tokenizer/pattern", "refused"},
-    {"UnigramEntryIsAString", "/model", unigram({"a"}), "/model/vocab/0", "an array of 2"},
-    {"UnigramScoreIsAString", "/model", unigram({{"a", "b"}}), "/model/vocab/0/0", "expected a"},
-    {"UnigramUnknownId", "/model", unigram({{"a", 0.0}, {"b", 0.0}}, 2), "/model/unk_id",
-     "below 2"},
+    {"UnigramEntryIsAString", "/model", unigram(json::parse(R"(["a"])")), "/model/vocab/0",
+     "an array of 2"},
+    {"UnigramScoreIsAString", "/model", unigram(json::parse(R"([["a", "b"]])")), "/model/vocab/0/1",
+     "expected a number"},
+    {"UnigramUnknownId", "/model", unigram(json::parse(R"([["a", 0], ["b", 0]])"), 2),
+     "/model/unk_id", "below 2"},
 };
 
 class HostileTokenizer : public TokenizerFile, public ::testing::WithParamInterface<Hostile> {};
@@ -335,6 +341,132 @@ TEST_P(HostileTokenizer, IsRefusedNamingTheField) {
 
 INSTANTIATE_TEST_SUITE_P(Files, HostileTokenizer, ::testing::ValuesIn(kHostile),
                          [](const auto& info) { return std::string(info.param.name); });
+
+// ---- GGUF metadata ----
+
+/// Bytes of a GGUF file with metadata and no tensors.
+class GgufBytes {
+ public:
+  GgufBytes& text(const std::string& key, const std::string& value) {
+    begin(key, kString);
+    put(value);
+    return *this;
+  }
+  GgufBytes& integer(const std::string& key, std::int32_t value) {
+    begin(key, kInt32);
+    put(value);
+    return *this;
+  }
+  GgufBytes& texts(const std::string& key, const std::vector<std::string>& values) {
+    begin_array(key, kString, values.size());
+    for (const auto& value : values) put(value);
+    return *this;
+  }
+  GgufBytes& integers(const std::string& key, const std::vector<std::int32_t>& values) {
+    begin_array(key, kInt32, values.size());
+    for (const auto value : values) put(value);
+    return *this;
+  }
+  GgufBytes& floats(const std::string& key, const std::vector<float>& values) {
+    begin_array(key, kFloat32, values.size());
+    for (const auto value : values) put(value);
+    return *this;
+  }
+  std::string bytes() const {
+    GgufBytes head;
+    head.body_ = "GGUF";
+    head.put(std::uint32_t{3});
+    head.put(std::uint64_t{0});
+    head.put(count_);
+    return head.body_ + body_;
+  }
+
+ private:
+  enum Type : std::uint32_t { kInt32 = 5, kFloat32 = 6, kString = 8, kArray = 9 };
+  template <class T>
+  void put(T value) {
+    body_.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
+  void put(const std::string& value) {
+    put(static_cast<std::uint64_t>(value.size()));
+    body_ += value;
+  }
+  void begin(const std::string& key, Type type) {
+    ++count_;
+    put(key);
+    put(static_cast<std::uint32_t>(type));
+  }
+  void begin_array(const std::string& key, Type type, std::size_t size) {
+    begin(key, kArray);
+    put(static_cast<std::uint32_t>(type));
+    put(static_cast<std::uint64_t>(size));
+  }
+  std::string body_;
+  std::uint64_t count_ = 0;
+};
+
+class GgufTokenizer : public TokenizerFile {
+ protected:
+  std::unique_ptr<Tokenizer> open_gguf(const GgufBytes& gguf) const {
+    std::ofstream(folder_ / "model.gguf", std::ios::binary) << gguf.bytes();
+    return open_tokenizer(folder_ / "model.gguf");
+  }
+  void expect_gguf_refused(const GgufBytes& gguf, const std::string& field,
+                           const std::string& message) const {
+    try {
+      open_gguf(gguf);
+      ADD_FAILURE() << "accepted";
+    } catch (const InputError& error) {
+      EXPECT_EQ(error.field(), field);
+      EXPECT_THAT(error.what(), HasSubstr(message));
+    }
+  }
+  static GgufBytes with_model(const std::string& model) {
+    return GgufBytes()
+        .text("tokenizer.ggml.model", model)
+        .texts("tokenizer.ggml.tokens", {"<unk>", "\u2581", "a", "b", "\u2581a"});
+  }
+};
+
+TEST_F(GgufTokenizer, MergesByScore) {
+  auto gguf = with_model("llama")
+                  .floats("tokenizer.ggml.scores", {0, -1, -2, -3, -4})
+                  .integer("tokenizer.ggml.unknown_token_id", 0);
+  const auto tokenizer = open_gguf(gguf);
+  EXPECT_THAT(tokenizer->encode("ab a"), ElementsAre(4, 3, 4)) << "a space is put in front";
+  EXPECT_THAT(tokenizer->encode("b??"), ElementsAre(1, 3, 0));
+  EXPECT_EQ(tokenizer->decode(tokenizer->encode("ab a")), "ab a");
+}
+
+TEST_F(GgufTokenizer, RefusesUnknownNames) {
+  expect_gguf_refused(with_model("bert"), "tokenizer.ggml.model", "\"bert\"");
+  expect_gguf_refused(with_model("gpt2").text("tokenizer.ggml.pre", "superbpe"),
+                      "tokenizer.ggml.pre", "\"superbpe\"");
+  expect_gguf_refused(with_model("t5").text("tokenizer.ggml.precompiled_charsmap", "x"),
+                      "tokenizer.ggml.precompiled_charsmap", "not supported");
+  expect_gguf_refused(GgufBytes().text("general.name", "x"), "tokenizer.ggml.tokens", "");
+}
+
+TEST_F(GgufTokenizer, RefusesContradictions) {
+  expect_gguf_refused(with_model("gpt2").texts("tokenizer.ggml.merges", {"a b"}),
+                      "tokenizer.ggml.merges/0", "\"ab\"");
+  expect_gguf_refused(with_model("gpt2").texts("tokenizer.ggml.merges", {"ab"}),
+                      "tokenizer.ggml.merges/0", "a space between");
+  expect_gguf_refused(with_model("gpt2").integers("tokenizer.ggml.token_type", {1, 1}),
+                      "tokenizer.ggml.token_type", "found 2");
+  expect_gguf_refused(with_model("llama").floats("tokenizer.ggml.scores", {1}),
+                      "tokenizer.ggml.scores", "found 1");
+  expect_gguf_refused(with_model("llama").floats("tokenizer.ggml.scores", {0, 0, NAN, 0, 0}),
+                      "tokenizer.ggml.scores/2", "finite");
+  expect_gguf_refused(with_model("t5")
+                          .floats("tokenizer.ggml.scores", {0, 0, 0, 0, 0})
+                          .integer("tokenizer.ggml.unknown_token_id", 5),
+                      "tokenizer.ggml.unknown_token_id", "below 5");
+  expect_gguf_refused(GgufBytes()
+                          .text("tokenizer.ggml.model", "gpt2")
+                          .texts("tokenizer.ggml.tokens", {"a", "\xff"}),
+                      "tokenizer.ggml.tokens/1", "UTF-8");
+}
 
 }  // namespace
 }  // namespace kvplan::calib

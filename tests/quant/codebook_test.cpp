@@ -9,9 +9,11 @@
 namespace kvplan::quant {
 namespace {
 
-// Max, "Quantizing for Minimum Distortion" (1960), table I, continued by numerical integration to 8 bits.
+// Max, "Quantizing for Minimum Distortion" (1960), table I, continued by numerical integration to 8
+// bits.
 TEST(LloydMaxGaussian, MeetsTheTabulatedDistortions) {
-  const double expected[] = {.363380, .117482, .034548, .009501, .002505, .000644, .000163, .0000412};
+  const double expected[] = {.363380, .117482, .034548, .009501,
+                             .002505, .000644, .000163, .0000412};
   for (int bits = 1; bits <= kMaxCodebookBits; ++bits) {
     const double tolerance = bits < 6 ? 1e-3 : 4e-3;  // of the digits given
     EXPECT_NEAR(lloyd_max_gaussian(bits).distortion / expected[bits - 1], 1, tolerance) << bits;
@@ -40,8 +42,8 @@ TEST(LloydMaxBeta, MeetsTheDistortionsOfFiniteDimensions) {
       {1536, {.363173, .117358, .034499, .009485}}};
   for (const auto& [d, expected] : rows)
     for (int bits = 1; bits <= 4; ++bits)
-      EXPECT_NEAR(lloyd_max_beta(bits, d).distortion / expected[static_cast<std::size_t>(bits - 1)], 1,
-                  1e-3)
+      EXPECT_NEAR(lloyd_max_beta(bits, d).distortion / expected[static_cast<std::size_t>(bits - 1)],
+                  1, 1e-3)
           << d << " " << bits;
 }
 

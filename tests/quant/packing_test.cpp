@@ -69,18 +69,18 @@ TEST(Half, RoundsToNearestEven) {
     float x, rounded;
   };
   const float infinity = std::numeric_limits<float>::infinity();
-  for (const auto& [x, rounded] : std::initializer_list<Row>{
-           {1 + 0x1p-11f, 1},                       // tie to even, down
-           {1 + 3 * 0x1p-11f, 1 + 0x1p-9f},         // tie to even, up
-           {1 + 0x1.004p-11f, 1 + 0x1p-10f},        // above the tie
-           {65519.996f, 65504},                     // largest that does not overflow
-           {65520, infinity},
-           {-1e30f, -infinity},
-           {0x1p-25f, 0},                           // tie between 0 and the smallest subnormal
-           {0x1.8p-25f, 0x1p-24f},
-           {-0x1.8p-24f, -0x1p-23f},                // subnormal tie to even
-           {0x1.ffep-15f, 0x1p-14f},                // rounds up into the normals
-           {-0.0f, -0.0f}}) {
+  for (const auto& [x, rounded] :
+       std::initializer_list<Row>{{1 + 0x1p-11f, 1},                 // tie to even, down
+                                  {1 + 3 * 0x1p-11f, 1 + 0x1p-9f},   // tie to even, up
+                                  {1 + 0x1.004p-11f, 1 + 0x1p-10f},  // above the tie
+                                  {65519.996f, 65504},  // largest that does not overflow
+                                  {65520, infinity},
+                                  {-1e30f, -infinity},
+                                  {0x1p-25f, 0},  // tie between 0 and the smallest subnormal
+                                  {0x1.8p-25f, 0x1p-24f},
+                                  {-0x1.8p-24f, -0x1p-23f},  // subnormal tie to even
+                                  {0x1.ffep-15f, 0x1p-14f},  // rounds up into the normals
+                                  {-0.0f, -0.0f}}) {
     EXPECT_EQ(round_to_half(x), rounded) << x;
     EXPECT_EQ(from_half(to_half(x)), rounded) << x;
   }

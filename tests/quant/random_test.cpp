@@ -22,16 +22,19 @@ TEST(Philox, MatchesRandom123KnownAnswers) {  // kat_vectors of Random123, philo
             (Block{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
 
-TEST(RandomStream, HasGoldenDraws) {  // recorded from this implementation; a platform difference shows here
+TEST(RandomStream,
+     HasGoldenDraws) {  // recorded from this implementation; a platform difference shows here
   RandomStream stream(7, StreamPurpose::kTest, 1, 2, 3);
-  EXPECT_EQ(stream.next_u32(), 0x2808eb70u);
-  EXPECT_EQ(stream.next_u32(), 0x8c30cb0bu);
-  EXPECT_EQ(stream.next_normal(), 0x1.77443a091709ap-1);
+  EXPECT_EQ(stream.next_u32(), 0xc4a8f75bu);
+  EXPECT_EQ(stream.next_u32(), 0x71a654c4u);
+  EXPECT_EQ(stream.next_normal(), 0x1.ea156697a6eebp-4);
 }
 
 TEST(RandomStream, EveryPartOfTheAddressGivesAnotherStream) {
   const auto first = [](std::uint64_t seed, StreamPurpose purpose, std::uint32_t a, std::uint32_t b,
-                        std::uint32_t c) { return RandomStream(seed, purpose, a, b, c).next_u32(); };
+                        std::uint32_t c) {
+    return RandomStream(seed, purpose, a, b, c).next_u32();
+  };
   const std::uint32_t base = first(1, StreamPurpose::kTest, 0, 0, 0);
   EXPECT_EQ(base, first(1, StreamPurpose::kTest, 0, 0, 0));
   EXPECT_NE(base, first(1ull << 32 | 1, StreamPurpose::kTest, 0, 0, 0));
@@ -88,17 +91,16 @@ TEST_P(PortableMath, IsWithinThreeUlpOfLibm) {
 
 INSTANTIATE_TEST_SUITE_P(
     Functions, PortableMath,
-    testing::Values(
-        Function{"log_near_1", portable_log, std::log, 0.5, 2},
-        Function{"log_wide", portable_log, std::log, 0, 1e12},
-        Function{"log2_near_1", portable_log2, std::log2, 0.5, 2},
-        Function{"exp", portable_exp, std::exp, -700, 700},
-        Function{"exp_near_0", portable_exp, std::exp, -1, 1},
-        Function{"exp2", portable_exp2, std::exp2, -1000, 1000},
-        Function{"sin", portable_sin, std::sin, -10, 10},
-        Function{"sin_wide", portable_sin, std::sin, -0x1p30, 0x1p30},
-        Function{"cos", portable_cos, std::cos, -10, 10},
-        Function{"cos_wide", portable_cos, std::cos, -0x1p30, 0x1p30}),
+    testing::Values(Function{"log_near_1", portable_log, std::log, 0.5, 2},
+                    Function{"log_wide", portable_log, std::log, 0, 1e12},
+                    Function{"log2_near_1", portable_log2, std::log2, 0.5, 2},
+                    Function{"exp", portable_exp, std::exp, -700, 700},
+                    Function{"exp_near_0", portable_exp, std::exp, -1, 1},
+                    Function{"exp2", portable_exp2, std::exp2, -1000, 1000},
+                    Function{"sin", portable_sin, std::sin, -10, 10},
+                    Function{"sin_wide", portable_sin, std::sin, -0x1p30, 0x1p30},
+                    Function{"cos", portable_cos, std::cos, -10, 10},
+                    Function{"cos_wide", portable_cos, std::cos, -0x1p30, 0x1p30}),
     [](const auto& row) { return row.param.name; });
 
 TEST(PortableMath, NanOutsideTheDomain) {

@@ -36,7 +36,8 @@ TEST(HaarRotation, IsOrthogonalAtEverySize) {
     EXPECT_LT(departure_from_orthogonality(haar_rotation(d, 3, 0, 0, 0, false), d), 1e-14) << d;
 }
 
-TEST(HaarRotation, HasGoldenBits) {  // recorded from this implementation; a platform difference shows here
+TEST(HaarRotation,
+     HasGoldenBits) {  // recorded from this implementation; a platform difference shows here
   EXPECT_EQ(fnv1a(haar_rotation(8, 7, 3, 5, 2, true)), 0x4c308f2e4fe72c2aull);
 }
 
@@ -50,7 +51,8 @@ TEST(HaarRotation, DependsOnEveryPartOfTheKey) {
   EXPECT_NE(base, haar_rotation(4, 1, 1, 1, 1, false));
 }
 
-// A Haar matrix has E q = 0 and E q^2 = 1/d in every entry; QR without the sign fix has E q_00 far from 0.
+// A Haar matrix has E q = 0 and E q^2 = 1/d in every entry; QR without the sign fix has E q_00 far
+// from 0.
 TEST(HaarRotation, EntriesHaveTheMomentsOfTheHaarMeasure) {
   constexpr int kMatrices = 4000, d = 3;
   std::vector<double> mean(d * d), square(d * d);
@@ -72,8 +74,8 @@ TEST(HadamardRotation, IsOrthogonalWithEntriesOfOneMagnitude) {
   EXPECT_LT(departure_from_orthogonality(h, 16), 1e-14);
   for (const double x : h) EXPECT_DOUBLE_EQ(std::abs(x), 0.25);
   EXPECT_LT(departure_from_orthogonality(hadamard_rotation(64, true, 3, 5, 0, 0), 64), 1e-14);
-  EXPECT_EQ(hadamard_rotation(2, false, 1, 0, 0, 0),
-            (std::vector{std::sqrt(.5), std::sqrt(.5), std::sqrt(.5), -std::sqrt(.5)}));
+  const double r = 1 / std::sqrt(2.0);
+  EXPECT_EQ(hadamard_rotation(2, false, 1, 0, 0, 0), (std::vector{r, r, r, -r}));
 }
 
 TEST(HadamardRotation, RefusesOtherSizes) {
@@ -84,9 +86,11 @@ TEST(HadamardRotation, RefusesOtherSizes) {
 
 TEST(RotationMatrix, FollowsScopeSidesAndKind) {
   RotationSpec spec{.kind = "haar", .scope = "model", .seed = 9};
-  EXPECT_EQ(rotation_matrix(spec, 8, 0, 0, Side::kKey), rotation_matrix(spec, 8, 3, 2, Side::kValue));
+  EXPECT_EQ(rotation_matrix(spec, 8, 0, 0, Side::kKey),
+            rotation_matrix(spec, 8, 3, 2, Side::kValue));
   spec.scope = "head";
-  EXPECT_NE(rotation_matrix(spec, 8, 0, 0, Side::kKey), rotation_matrix(spec, 8, 0, 0, Side::kValue));
+  EXPECT_NE(rotation_matrix(spec, 8, 0, 0, Side::kKey),
+            rotation_matrix(spec, 8, 0, 0, Side::kValue));
   EXPECT_NE(rotation_matrix(spec, 8, 0, 0, Side::kKey), rotation_matrix(spec, 8, 0, 1, Side::kKey));
   spec.sides = "k";
   EXPECT_EQ(rotation_matrix(spec, 2, 0, 0, Side::kValue), (std::vector<double>{1, 0, 0, 1}));
@@ -99,7 +103,8 @@ TEST(RotationMatrix, FollowsScopeSidesAndKind) {
 
 TEST(Linalg, ProductsSumInAscendingOrderAtOddSizes) {
   RandomStream random(4, StreamPurpose::kTest);
-  for (const auto& [n, k, m] : {std::array{1, 1, 1}, {5, 7, 3}, {4, 16, 8}, {9, 33, 37}, {3, 0, 2}}) {
+  for (const auto& [n, k, m] :
+       {std::array{1, 1, 1}, {5, 7, 3}, {4, 16, 8}, {9, 33, 37}, {3, 0, 2}}) {
     std::vector<float> a(static_cast<std::size_t>(n * k)), b(static_cast<std::size_t>(k * m));
     for (float& x : a) x = static_cast<float>(random.next_normal());
     for (float& x : b) x = static_cast<float>(random.next_normal());
@@ -124,7 +129,7 @@ TEST(Linalg, EigenvectorsAreSortedAndSigned) {
   EXPECT_NEAR(values[1], 1, 1e-15);
   for (std::size_t column = 0; column < 2; ++column)
     EXPECT_GT(std::abs(vectors[column]) >= std::abs(vectors[2 + column]) ? vectors[column]
-                                                                        : vectors[2 + column],
+                                                                         : vectors[2 + column],
               0);
   EXPECT_NEAR(vectors[0] * vectors[2], -0.5, 1e-15);
 }

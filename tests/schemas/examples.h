@@ -181,7 +181,7 @@ inline PlanBundle example_plan() {
   }
   bundle.tensors.levels[2] = {-1.5f, -0.5f, 0.5f, 1.5f};
   plan.front = {{2.25, 0.4}, {3.25, 0.1}};
-  plan.provenance = {kOtherSha256, "0.1.0", 65536};
+  plan.provenance = {kOtherSha256, "0.1.0", 65536, {{"text.md", kSomeSha256, 70000, 0, 0.5, 1}}};
   return bundle;
 }
 
