@@ -37,7 +37,7 @@ constexpr std::array<std::string_view, 5> kBudgetKinds = {"bits", "bytes_per_tok
 constexpr std::array<std::string_view, 7> kCodecs = {"calibrated", "rotated", "int", "q8_0",
                                                      "q4_0",       "kivi",    "fp16"};
 constexpr std::array<std::string_view, 2> kCodes = {"scalar", "tcq"};
-constexpr std::array<std::string_view, 2> kCodebooks = {"lloyd_max", "uniform"};
+constexpr std::array<std::string_view, 3> kCodebooks = {"lloyd_max", "lloyd_max_beta", "uniform"};
 constexpr std::array<std::string_view, 4> kScaleRules = {"one", "norm_corrected", "biased",
                                                          "unbiased"};
 constexpr std::array<std::string_view, 2> kNorms = {"log8", "fp16"};
