@@ -11,7 +11,7 @@
 #include "calib/window_statistics.h"
 #include "schemas/atomic_file.h"
 #include "schemas/error.h"
-#include "tests/calib/tiny_model.h"
+#include "tests/calib/tiny_profile.h"
 
 namespace kvplan::calib {
 namespace {
@@ -80,7 +80,7 @@ void expect_close(const Profile& a, const Profile& b, double tolerance) {
 }
 
 TEST_F(ProfilerTest, BatchesAndChunksOfWorkDoNotChangeTheSums) {
-  const TinyModel model(2);
+  const TinyModel model(small_config(2));
   const auto windows = random_windows(5);
   ProfileOptions options = tiny_options();
   const Profile single = run("single", model, windows, options);
@@ -89,7 +89,7 @@ TEST_F(ProfilerTest, BatchesAndChunksOfWorkDoNotChangeTheSums) {
 }
 
 TEST_F(ProfilerTest, SeedChangesTheLabelsAlone) {
-  const TinyModel model(1);
+  const TinyModel model(small_config(1));
   ProfileOptions options = tiny_options();
   const Profile a = run("a", model, random_windows(2), options);
   options.seed = 8;
@@ -99,7 +99,7 @@ TEST_F(ProfilerTest, SeedChangesTheLabelsAlone) {
 }
 
 TEST_F(ProfilerTest, ShardsMergeToTheWholeRun) {
-  const TinyModel model(2);
+  const TinyModel model(small_config(2));
   const ProfileOptions options = tiny_options();
   const auto windows = random_windows(8);
   const Profile whole = run("whole", model, windows, options);
@@ -121,7 +121,7 @@ TEST_F(ProfilerTest, ShardsMergeToTheWholeRun) {
 }
 
 TEST_F(ProfilerTest, InterruptedRunContinuesToTheSameBytes) {
-  const TinyModel model(2);
+  const TinyModel model(small_config(2));
   const auto windows = random_windows(7);
   ProfileOptions options = tiny_options();
   options.batch = 2;
@@ -153,7 +153,7 @@ TEST_F(ProfilerTest, InterruptedRunContinuesToTheSameBytes) {
 }
 
 TEST_F(ProfilerTest, RunThatDiesContinuesFromItsLastCheckpoint) {
-  const TinyModel model(1);
+  const TinyModel model(small_config(1));
   const auto windows = random_windows(5);
   ProfileOptions options = tiny_options();
   options.checkpoint_seconds = 0;
@@ -174,7 +174,7 @@ TEST_F(ProfilerTest, RunThatDiesContinuesFromItsLastCheckpoint) {
 }
 
 TEST_F(ProfilerTest, InterruptBeforeTheFirstWindowLeavesNoCheckpoint) {
-  const TinyModel model(1);
+  const TinyModel model(small_config(1));
   std::int64_t done = 0;
   EXPECT_THROW(run("none", model, random_windows(2), tiny_options(), stop_after(0, done)),
                InterruptedError);
@@ -182,7 +182,7 @@ TEST_F(ProfilerTest, InterruptBeforeTheFirstWindowLeavesNoCheckpoint) {
 }
 
 TEST_F(ProfilerTest, CheckpointOfAnotherRunIsRefusedByOption) {
-  const TinyModel model(1);
+  const TinyModel model(small_config(1));
   const auto windows = random_windows(4);
   std::int64_t done = 0;
   EXPECT_THROW(run("p", model, windows, tiny_options(), stop_after(2, done)), InterruptedError);
@@ -207,13 +207,12 @@ TEST_F(ProfilerTest, CheckpointOfAnotherRunIsRefusedByOption) {
   options.coherent_windows = 1;
   expect_refused("coherent", model, windows, options);
   expect_refused("text", model, random_windows(3), tiny_options());
-  TinyModel other(1);
-  other.rename_weights('c');
+  const TinyModel other(small_config(1), /*seed=*/2);
   expect_refused("model", other, windows, tiny_options());
 }
 
 TEST_F(ProfilerTest, DamagedCheckpointIsRefused) {
-  const TinyModel model(1);
+  const TinyModel model(small_config(1));
   const auto windows = random_windows(4);
   std::int64_t done = 0;
   EXPECT_THROW(run("p", model, windows, tiny_options(), stop_after(2, done)), InterruptedError);
@@ -232,7 +231,7 @@ TEST_F(ProfilerTest, DamagedCheckpointIsRefused) {
 }
 
 TEST_F(ProfilerTest, BusyOrFinishedFolderIsRefused) {
-  const TinyModel model(1);
+  const TinyModel model(small_config(1));
   const auto windows = random_windows(1);
   {
     const FolderLock other_run(root_ / "p");
@@ -253,13 +252,13 @@ TEST_F(ProfilerTest, OverflowNamesLayerSideAndWindow) {
        {Case{"blk.1.attn_k.weight", "layers.1.k"}, Case{"blk.0.attn_v.weight", "layers.0.v"},
         Case{"output.weight", "layers.1.k"}}) {
     SCOPED_TRACE(c.tensor);
-    TinyModel model(2);
-    for (float& w : model.tensor(c.tensor).data) w *= 1e38f;
+    TinyModel model(small_config(2));
+    model.spoil(c.tensor, 0, std::numeric_limits<float>::infinity());
     try {
       run("p", model, random_windows(1, 5), tiny_options());
       FAIL() << "accepted";
     } catch (const InputError& error) {
-      EXPECT_EQ(error.file(), "tiny.gguf");
+      EXPECT_EQ(error.file(), "tiny");
       EXPECT_EQ(error.field(), c.field);
       EXPECT_THAT(error.what(), HasSubstr("window 5"));
     }
@@ -267,7 +266,7 @@ TEST_F(ProfilerTest, OverflowNamesLayerSideAndWindow) {
 }
 
 TEST_F(ProfilerTest, ImpossibleArgumentsAreRefused) {
-  const TinyModel model(1);
+  const TinyModel model(small_config(1));
   const auto windows = random_windows(2);
   EXPECT_THROW(run("p", model, {}, tiny_options()), ArgumentError);
   EXPECT_THROW(run("p", model, {windows[1], windows[0]}, tiny_options()), ArgumentError);
@@ -285,7 +284,7 @@ TEST_F(ProfilerTest, ImpossibleArgumentsAreRefused) {
 }
 
 TEST_F(ProfilerTest, CoherentRowsAreTheFirstWindows) {
-  const TinyModel model(1);
+  const TinyModel model(small_config(1));
   ProfileOptions options = tiny_options();
   const Profile three = run("three", model, random_windows(4), options);
   options.coherent_windows = 0;
@@ -299,9 +298,11 @@ TEST_F(ProfilerTest, CoherentRowsAreTheFirstWindows) {
 }
 
 TEST_F(ProfilerTest, WeightErrorOfThreeBitKeys) {
-  TinyModel model(1);
-  auto& weight = model.tensor("blk.0.attn_k.weight").data;
-  for (std::size_t i = 0; i < weight.size(); ++i) weight[i] = i % 2 ? 1.0f : 0.5f;
+  TinyModel model(small_config(1));
+  const std::string name = "blk.0.attn_k.weight";
+  const auto shape = model.shape(name);
+  for (std::int64_t i = 0; i < shape[0] * shape[1]; ++i)
+    model.spoil(name, static_cast<std::size_t>(i), i % 2 ? 1.0f : 0.5f);
   // 1 is a level; 1/2 lies half-way between 1/3 and 2/3 and errs by 1/6.
   EXPECT_NEAR(run("p", model, random_windows(1), tiny_options()).layers[0].weight_mse, 1.0 / 36 / 2,
               1e-9);

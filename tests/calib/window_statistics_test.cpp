@@ -11,7 +11,7 @@
 #include "calib/decoder.h"
 #include "calib/fisher_pass.h"
 #include "quant/random.h"
-#include "tests/calib/tiny_model.h"
+#include "tests/calib/tiny_profile.h"
 
 namespace kvplan::calib {
 namespace {
@@ -148,14 +148,14 @@ double norm(const Vector& x) {
 }
 
 TEST(WindowStatistics, MatchPlainLoopsAndFiniteDifferences) {
-  const TinyModel model(1);
+  const TinyModel model(small_config(1));
   // An index above 2^32 shows that both of its words key the labels.
   TextWindow window = random_windows(1)[0];
   window.index = (std::int64_t{5} << 32) + 3;
   constexpr std::uint64_t kSeed = 7;
   const Decoder decoder(model);
   LayerProfile found;
-  FisherPass{decoder, "tiny.gguf", kSeed, RunControl{}}.run(
+  FisherPass{decoder, "tiny", kSeed, RunControl{}}.run(
       std::vector<TextWindow>{window}, [&](std::size_t, int, const LayerTrace& trace) {
         found = layer_sums(decoder, trace, kSinks);
         found.k.cross = found.v.cross = Array<float>({1, kKvHeads, kHeadDim, kHeadDim});

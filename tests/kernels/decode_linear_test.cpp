@@ -8,6 +8,7 @@
 
 #include "kernels/runtime.h"
 #include "quant/baselines.h"
+#include "quant/codebook.h"
 #include "quant/codec.h"
 #include "quant/random.h"
 
@@ -51,7 +52,7 @@ TEST_P(DecodeLinear, EqualsTheCpuReferenceBitForBit) {
   codec->decode_transformed(shape, codes, expected);
 
   const auto d_codes = to_device(codes);
-  const auto d_levels = to_device(bundle.tensors.levels.at(bits));
+  const auto d_levels = to_device(quant::lloyd_max_beta(bits, head_dim).levels);
   const auto d_y = to_device(std::vector<float>(x.size(), -1e30f));
   ASSERT_EQ(decode_linear({d_codes.get(), tokens * kv_heads, head_dim, bits, d_levels.get()}, d_y.get(), nullptr), cudaSuccess);
   ASSERT_EQ(cudaMemcpy(found.data(), d_y.get(), found.size() * sizeof(float), cudaMemcpyDeviceToHost), cudaSuccess);
