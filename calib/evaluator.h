@@ -20,18 +20,23 @@ struct Candidate {
 
 struct EvaluateOptions {
   int window = 1024;
-  std::vector<std::string> modes = {
-      "worst"};  // worst: every vector after the sinks is quantised as produced; decode: pages as
-                 // the runtime fills them
+  // worst: every vector after the sinks is quantised as produced; decode: pages as the runtime
+  // fills them.
+  std::vector<std::string> modes = {"worst"};
   int threads = 0;
   std::uint64_t bootstrap_seed = 0;
   int bootstrap_samples = 2000;
-  std::string plan_name;               // candidate that kl_minus_plan is paired with
-  std::filesystem::path partial_file;  // state of finished windows, to resume from; empty: none
+  std::string plan_name;  // candidate that kl_minus_plan is paired with
+  // Scores of finished windows, to resume from; empty: none. Not removed at the end.
+  std::filesystem::path partial_file;
 };
 
 /// Positions window/4 .. window-2 of each window are scored (quantization.md section 4). Fills
-/// candidates, scored_tokens, window, windows, first_scored of the result, "fp16" first.
+/// candidates (by mode, "fp16" first in each), scored_tokens, window, windows, first_scored of the
+/// result. A partial file of other inputs is overwritten. Progress counts forward passes.
+/// InterruptedError when control.stopping(), finished windows saved; InputError: NaN or Inf in a
+/// forward pass (window, candidate), damaged partial file; ArgumentError: a plan for another
+/// geometry, windows of other lengths, ids outside the vocabulary.
 Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& windows,
                     const std::vector<Candidate>& candidates, const EvaluateOptions& options,
                     const RunControl& control);

@@ -8,6 +8,7 @@
 #include "planner/constraints.h"
 #include "planner/policies.h"
 #include "quant/fit.h"
+#include "quant/moments.h"
 #include "schemas/error.h"
 
 namespace kvplan::cli {

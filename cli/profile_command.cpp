@@ -59,7 +59,11 @@ int run(const ProfileFlags& flags, const GlobalOptions& global) {
   options.coherent_windows = flags.coherent;
   options.seed = global.seed;
   options.threads = global.threads;
-  if (global.force) std::filesystem::remove(flags.out / "profile.json");
+  options.program = kProgram;
+  if (global.force) {
+    std::filesystem::remove(flags.out / "profile.json");
+    std::filesystem::remove_all(flags.out / "checkpoint");
+  }
   ProgressPrinter printer(global.verbosity());
   const auto profile =
       calib::run_profile(*input.model, input.windows, input.source_infos(), options, flags.out, run_control(printer));

@@ -1,10 +1,9 @@
 #pragma once
 // A model of a few kilobytes with seeded random weights behind the ModelReader interface.
 
+#include <algorithm>
 #include <cmath>
-#include <functional>
 #include <map>
-#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
