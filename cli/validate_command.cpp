@@ -49,7 +49,7 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
     if (!flags.allow_calibration_text) require_held_out(bundles[i], input, flags.plans[i]);
     candidates.push_back({i == 0 ? "plan" : flags.plans[i].filename().string(), nullptr});
   }
-  const Plan& plan = bundles.front().plan;
+  const Plan plan = bundles.front().plan;
   const auto names = flags.baselines == "nearest" ? quant::nearest_baselines(plan.effective_bits, plan.model)
                                                   : split_list(flags.baselines == "none" ? "" : flags.baselines);
   for (const auto& name : names) {
