@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <iostream>
 
 #include "cli/commands.h"
@@ -104,6 +105,19 @@ std::vector<quant::Fit::LayerWidths> rule_widths(const Profile& profile, const s
   return out;
 }
 
+/// planner::allocate with its refusal in the user's unit.
+Allocation allocate(const CostTable& table, std::int64_t bits) {
+  try {
+    return planner::allocate(table, bits);
+  } catch (const InfeasibleError& e) {
+    const auto per_element = [&](double x) { return significant(x / static_cast<double>(table.elements), 4) + " effective bits"; };
+    throw InfeasibleError(e.requested(), e.minimum(),
+                          "no plan fits " + per_element(e.requested()) + " per element; the smallest feasible budget is " +
+                              per_element(e.minimum()) + " (" + fixed(std::ceil(e.minimum() / 8), 0) +
+                              " bytes per token); widen the budget, or relax --widths, --merge or --skip-layers");
+  }
+}
+
 PlanBundle make_plan(const Profile& profile, const std::string& profile_sha, const PlanFlags& flags, const GlobalOptions& global) {
   quant::PlanHeader header;
   header.budget = parse_budget(flags);
@@ -128,7 +142,7 @@ PlanBundle make_plan(const Profile& profile, const std::string& profile_sha, con
   geometry.page_tokens = kPageTokens;
   const auto allocation = header.budget.kind == "max_kl"
                               ? planner::allocate_for_cost(merged.table, header.budget.value)
-                              : planner::allocate(merged.table, planner::budget_bits(header.budget, geometry));
+                              : allocate(merged.table, planner::budget_bits(header.budget, geometry));
   return fit.assemble(planner::expand(merged, fit.costs(), allocation), header);
 }
 

@@ -38,7 +38,11 @@ TEST_P(DecodeLinear, EqualsTheCpuReferenceBitForBit) {
   kvplan_device_info info;
   if (kvplan_query_device(0, &info) != KVPLAN_OK) GTEST_SKIP() << kvplan_last_error();
   const auto [bits, tokens, kv_heads, head_dim] = GetParam();
-  ModelSpec model{"llama", 1, kv_heads, kv_heads, head_dim, head_dim, {}, "gguf", std::string(64, '0')};
+  ModelSpec model;
+  model.architecture = "llama";
+  model.num_layers = 1;
+  model.query_heads = model.kv_heads = kv_heads;
+  model.head_dim = model.rotary_dim = head_dim;
   const auto bundle = quant::baseline_plan("turboquant:" + std::to_string(bits), model, 0, 1024, 7,
                                            std::vector<double>(static_cast<std::size_t>(head_dim / 2), 0.1));
   const auto codec = quant::make_codec(bundle, 0, Side::kKey);
