@@ -8,26 +8,45 @@
 namespace kvplan::cli {
 namespace {
 
-void replace(std::string& html, std::string_view mark, std::string_view text) { html.replace(html.find(mark), mark.size(), text); }
+using nlohmann::json;
 
-nlohmann::json parse_or_null(const std::string& text) { return text.empty() ? nlohmann::json() : nlohmann::json::parse(text); }
+void fill(std::string& html, std::string_view mark, std::string_view text) {
+  html.replace(html.find(mark), mark.size(), text);
+}
+
+json parse_or_null(const std::string& text) { return text.empty() ? json() : json::parse(text); }
+
+/// JSON that is safe inside a script element: no "<" can end it or open a comment.
+std::string script_literal(const json& data) {
+  std::string literal;
+  for (const char c : data.dump(-1, ' ', false, json::error_handler_t::replace)) {
+    if (c == '<') {
+      literal += "\\u003c";
+    } else {
+      literal += c;
+    }
+  }
+  return literal;
+}
 
 }  // namespace
 
 std::string report_html(const std::string& profile_json, const std::vector<ReportPlan>& plans) {
-  nlohmann::json data = {{"profile", parse_or_null(profile_json)}, {"plans", nlohmann::json::array()}};
+  json data = {{"profile", parse_or_null(profile_json)}, {"plans", json::array()}};
   for (const auto& p : plans) {
-    data["plans"].push_back(
-        {{"name", p.name}, {"plan", parse_or_null(p.plan_json)}, {"validation", parse_or_null(p.validation_json)}});
+    json plan = json::parse(p.plan_json);
+    // As text: JavaScript's integers end at 2^53.
+    for (json* holder : {&plan, &plan["rotation"]}) (*holder)["seed"] = (*holder)["seed"].dump();
+    data["plans"].push_back({{"name", p.name},
+                             {"plan", std::move(plan)},
+                             {"validation", parse_or_null(p.validation_json)}});
   }
-  std::string json = data.dump();
-  // "</script>" inside a file name must not end the script element.
-  for (std::size_t at = 0; (at = json.find("</", at)) != std::string::npos; at += 3) json.replace(at, 2, "<\\/");
   std::string html(assets::kHtml);
-  replace(html, "/*@style@*/", assets::kCss);
-  replace(html, "/*@chart_library@*/", assets::kChartLibrary);
-  replace(html, "/*@data@*/", json);
-  replace(html, "/*@script@*/", assets::kScript);
+  fill(html, "/*@style@*/", assets::kCss);
+  fill(html, "/*@chart_library@*/", assets::kChartLibrary);
+  fill(html, "/*@script@*/", assets::kScript);
+  // Last: names in the data may look like a mark.
+  fill(html, "/*@data@*/", script_literal(data));
   return html;
 }
 

@@ -6,13 +6,14 @@
 
 namespace kvplan::cli {
 
-/// JSON documents to show; empty strings are left out.
+/// JSON documents to show; an empty validation_json is left out.
 struct ReportPlan {
   std::string name;
   std::string plan_json;
   std::string validation_json;
 };
 
+/// An empty profile_json is left out.
 std::string report_html(const std::string& profile_json, const std::vector<ReportPlan>& plans);
 
 }  // namespace kvplan::cli

@@ -1,12 +1,33 @@
 'use strict';
 // Draws the report from `kvplan`: {profile, plans: [{name, plan, validation}]}; profile and validation may be null.
+// Field names: docs/formats/.
 
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const fixed = (x, n) => x.toFixed(n);
-const significant = (x, n = 3) => (x === 0 ? '0' : Math.abs(x) < 1e-4 ? x.toExponential(n - 1) : String(Number(x.toPrecision(n))));
-const signedPercent = (x) => `${x < 0 ? '−' : '+'}${Math.abs(100 * x).toFixed(2)} %`;
 const {profile, plans} = kvplan;
 const first = plans[0];
+
+// Text and numbers
+
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const sum = (values) => values.reduce((a, b) => a + b, 0);
+const mean = (values) => sum(values) / values.length;
+const whole = (x) => x.toLocaleString('en');
+const fixed = (x, digits) => x.toFixed(digits);
+const significant = (x, digits = 3) => {
+  if (x === 0) return '0';
+  return Math.abs(x) < 1e-4 ? x.toExponential(digits - 1) : String(Number(x.toPrecision(digits)));
+};
+const percent = (x, digits = 1) => `${(100 * x).toFixed(digits)} %`;
+const signedPercent = (x) => `${x < 0 ? '−' : '+'}${percent(Math.abs(x), 2)}`;
+const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? '' : 's'}`;
+const shortHash = (sha256) => sha256?.slice(0, 12) ?? 'none';
+const partOf = (part) => (part[0] === 0 && part[1] === 1 ? '' : `, part ${part[0]}–${part[1]}`);
+
+/** 95 % interval of a mean KL, kept positive for logarithmic axes. */
+const klInterval = ({mean: middle, standard_error: error}) => ({
+  low: Math.max(middle - 1.96 * error, middle / 10), high: middle + 1.96 * error,
+});
+
+// Page elements
 
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -15,206 +36,470 @@ function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** Fills a section with a heading, an explanation and content; a section without data is removed. */
+/** Fills a section with a heading, an explanation and content; a section without content is removed. */
 function section(id, heading, text, ...content) {
   const node = document.getElementById(id);
   if (content.length === 0) return node.remove();
   node.append(element('h2', {}, heading), element('p', {}, text), ...content);
 }
 
-const charts = [];
-function plot(label, type, data, options) {
-  const canvas = element('canvas', {role: 'img', 'aria-label': label});
-  charts.push(() => new Chart(canvas, {
-    type, data,
-    options: {
-      animation: false, maintainAspectRatio: false, interaction: {mode: 'nearest', intersect: false},
-      plugins: {legend: {labels: {color: css('--ink')}}},
-      ...options,
-    },
-  }));
-  return element('div', {class: 'plot'}, canvas);
-}
+const columns = (...children) => element('div', {class: 'columns'}, ...children);
 
-const axis = (title, more = {}) => ({
-  title: {display: true, text: title, color: css('--muted')}, grid: {color: css('--line')}, ticks: {color: css('--muted')}, ...more,
-});
-const logAxis = (title) => axis(title, {type: 'logarithmic', ticks: {color: css('--muted'), callback: (v) => significant(v, 2)}});
-const layerAxis = () => axis('layer');
-const line = (label, data, colour, more = {}) => ({
-  label, data, borderColor: css(colour), backgroundColor: css(colour), pointRadius: 2.5, borderWidth: 2, ...more,
-});
-
-function table(header, rows) {
-  return element('div', {class: 'scroll'}, element('table', {},
+function table(header, rows, attributes = {}) {
+  return element('div', {class: 'scroll'}, element('table', attributes,
     element('thead', {}, element('tr', {}, ...header.map((h) => element('th', {scope: 'col'}, h)))),
     element('tbody', {}, ...rows.map(({cells, plan}) =>
       element('tr', plan ? {class: 'plan'} : {}, ...cells.map((c) => element('td', {}, c)))))));
 }
 
-function planResult(entry, mode) {
-  return entry.validation?.candidates.find((c) => c.name === 'plan' && (!mode || c.mode === mode));
+// Logarithmic scales
+
+const kMantissas = [1, 2, 5];
+
+/** The 1-2-5 numbers from the last one at or below `low` to the first one at or above `high`. */
+function roundNumbers(low, high) {
+  const numbers = [];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); ++e) {
+    numbers.push(...kMantissas.map((m) => Number(`${m}e${e}`)));
+  }
+  const begin = numbers.findLastIndex((x) => x <= low), end = numbers.findIndex((x) => x >= high);
+  return numbers.slice(begin, Math.max(end, begin + 1) + 1);
 }
+
+/** Limits and labels around positive values; only powers of ten are labelled when the range is long. */
+function logScale(values) {
+  const positive = values.filter((x) => x > 0);
+  const numbers = positive.length ? roundNumbers(Math.min(...positive), Math.max(...positive)) : [0.1, 1];
+  const isPower = (x) => Number.isInteger(Math.round(1e9 * Math.log10(x)) / 1e9);
+  return {min: numbers[0], max: numbers.at(-1), marks: numbers.length > 10 ? numbers.filter(isPower) : numbers};
+}
+
+// Charts
+
+const charts = [];
+Chart.defaults.font.family = css('font-family') || 'system-ui, sans-serif';
+
+const axis = (title, more = {}) => ({
+  title: {display: true, text: title, color: css('--muted')}, grid: {color: css('--line')},
+  ticks: {color: css('--muted'), maxRotation: 0}, ...more,
+});
+
+function logAxis(title, values) {
+  const {min, max, marks} = logScale(values);
+  return axis(title, {
+    type: 'logarithmic', min, max, ticks: {color: css('--muted'), autoSkip: false, callback: (v) => significant(v, 2)},
+    afterBuildTicks: (scale) => { scale.ticks = marks.map((value) => ({value})); },
+  });
+}
+
+const series = (label, data, colour, more = {}) => ({
+  label, data, borderColor: css(colour), backgroundColor: css(colour), pointRadius: 2.5, borderWidth: 2, ...more,
+});
+
+/** Draws what a point carries beside x and y: `low` and `high` as a whisker, `name` beside it where there is room. */
+const annotations = {
+  id: 'annotations',
+  afterDatasetsDraw(chart) {
+    const {ctx, chartArea, scales} = chart;
+    const points = chart.data.datasets.flatMap((dataset, d) =>
+      chart.getDatasetMeta(d).data.map((at, i) => ({x: at.x, y: at.y, colour: dataset.borderColor, ...noXY(dataset.data[i])})));
+    const taken = points.filter((p) => p.name).map(({x, y}) => ({left: x - 6, right: x + 6, top: y - 6, bottom: y + 6}));
+    ctx.save();
+    ctx.font = `12px ${Chart.defaults.font.family}`;
+    ctx.textBaseline = 'middle';
+    for (const {x, y, low, high, name, colour} of points) {
+      if (high !== undefined) {
+        ctx.strokeStyle = colour;
+        ctx.lineWidth = 1.5;
+        const top = scales.y.getPixelForValue(high), bottom = scales.y.getPixelForValue(low);
+        ctx.beginPath();
+        for (const [x0, y0, x1, y1] of [[x, top, x, bottom], [x - 4, top, x + 4, top], [x - 4, bottom, x + 4, bottom]]) {
+          ctx.moveTo(x0, y0);
+          ctx.lineTo(x1, y1);
+        }
+        ctx.stroke();
+      }
+      if (!name) continue;
+      const width = ctx.measureText(name).width;
+      const place = [[x + 10, y], [x - 10 - width, y], [x - width / 2, y - 16], [x - width / 2, y + 16]]
+        .map(([left, middle]) => ({left, right: left + width, top: middle - 6, bottom: middle + 6, middle}))
+        .find((box) => box.left > chartArea.left && box.right < chartArea.right && !taken.some((other) =>
+          box.left < other.right && box.right > other.left && box.top < other.bottom && box.bottom > other.top));
+      if (!place) continue;
+      taken.push(place);
+      ctx.fillStyle = css('--ink');
+      ctx.fillText(name, place.left, place.middle);
+    }
+    ctx.restore();
+  },
+};
+const noXY = (point) => (point instanceof Object ? {low: point.low, high: point.high, name: point.name} : {});
+
+function plot(title, type, data, {scales, tooltip = {}, tall = false}) {
+  const canvas = element('canvas', {role: 'img', 'aria-label': title});
+  charts.push(() => new Chart(canvas, {
+    type, data, plugins: [annotations],
+    options: {
+      animation: false, maintainAspectRatio: false, interaction: {mode: 'nearest', intersect: false}, scales,
+      plugins: {
+        legend: {display: data.datasets.length > 1, align: 'start',
+          labels: {color: css('--ink'), usePointStyle: true, boxHeight: 7}},
+        tooltip: {callbacks: tooltip},
+      },
+    },
+  }));
+  return element('figure', {}, element('figcaption', {}, title), element('div', {class: tall ? 'plot tall' : 'plot'}, canvas));
+}
+
+/** Keys and values over the layers, joined by lines. */
+function layerPlot(title, unit, sides, yAxis) {
+  const datasets = [series('keys', sides.k, '--key'), series('values', sides.v, '--value', {pointStyle: 'rect'})];
+  const y = yAxis ?? logAxis(unit, [...sides.k, ...sides.v]);
+  return plot(title, 'line', {labels: sides.k.map((_, layer) => layer), datasets},
+    {scales: {x: axis('layer', {grid: {display: false}}), y}, tooltip: {title: ([item]) => `layer ${item.label}`}});
+}
+
+// Maps: layers across, KV heads down
+
+const channelsOf = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+const luminance = (rgb) => sum(rgb.map((c, i) => c * [0.299, 0.587, 0.114][i]));
+
+/** Background and text colour of `share` (0..1) of the map's largest value. */
+function mapColours(share) {
+  const low = channelsOf(css('--map-low')), high = channelsOf(css('--map-high'));
+  const rgb = low.map((c, i) => Math.round(c + (high[i] - c) * Math.min(share, 1)));
+  return `background:rgb(${rgb.join(' ')});color:${luminance(rgb) > 128 ? '#14202c' : '#f4f8fc'}`;
+}
+
+/** rows[head][layer]: {value, text, title}; `means` is an optional row of cells below. */
+function layerMap(title, rows, largest, means) {
+  const cells = (row) => row.map(({value, text, title: hover}) =>
+    element('td', {style: mapColours(largest ? value / largest : 0), title: hover}, text));
+  const head = (text) => element('th', {scope: 'row'}, text);
+  const layers = rows[0].length;
+  return element('figure', {}, element('figcaption', {}, title),
+    element('div', {class: 'scroll'}, element('table', {class: 'map', style: `min-width:${60 + 27 * layers}px`},
+      element('colgroup', {}, element('col', {style: 'width:58px'})),
+      element('thead', {}, element('tr', {}, element('th', {scope: 'col'}, 'layer'),
+        ...rows[0].map((_, layer) => element('th', {scope: 'col'}, layer)))),
+      element('tbody', {}, ...rows.map((row, h) => element('tr', {}, head(`head ${h}`), ...cells(row))),
+        ...(means ? [element('tr', {class: 'mean'}, head('mean'), ...cells(means))] : [])))));
+}
+
+function mapLegend(label, largest, steps) {
+  const swatches = Array.from({length: steps + 1}, (_, i) => (largest * i) / steps);
+  return element('div', {class: 'legend', 'aria-hidden': 'true'}, element('span', {}, label),
+    ...swatches.map((v) => element('i', {style: mapColours(v / largest)}, String(v))));
+}
+
+// What was measured
+
+const modeOf = (validation) => validation.candidates[0].mode;
+const planResult = ({validation}) => validation?.candidates.find((c) => c.name === 'plan' && c.mode === modeOf(validation));
+const seedOf = (plan) => (plan.rotation.kind === 'none' ? plan.seed : plan.rotation.seed);
+
+/** Equal for validations of the same tokens, whose figures may stand side by side. */
+const tokensKey = (v) => JSON.stringify([v.texts.map((t) => t.sha256), v.part, v.window, v.windows, v.first_scored, v.bos, v.model_sha256]);
+
+/** Validations by the tokens they measured: [{validation, rows: [{name, plan, candidate}]}], baselines once. */
+function measurements() {
+  const groups = new Map();
+  for (const {name, validation} of plans) {
+    if (!validation) continue;
+    const key = tokensKey(validation);
+    if (!groups.has(key)) groups.set(key, {validation, rows: []});
+    const {rows} = groups.get(key);
+    for (const candidate of validation.candidates) {
+      const plan = candidate.name === 'plan';
+      const row = {name: plan ? name : candidate.name, plan, candidate};
+      const seen = rows.find((r) => r.name === row.name && r.candidate.mode === candidate.mode);
+      if (!seen) rows.push(row);
+    }
+  }
+  return [...groups.values()];
+}
+
+/** Whether the plan beats q4_0 at fewer bits: {state, claim, reason}. */
+function verdict(validation, measured) {
+  const q4 = validation.candidates.find((c) => c.name === 'q4_0' && c.mode === measured.mode);
+  if (!q4) return {state: '', claim: 'Not compared with q4_0.', reason: 'Run kvplan validate with --baselines q4_0 to see whether the plan beats it.'};
+  const {low, high} = q4.kl_minus_plan;
+  const figures = `KL ${significant(measured.kl.mean)} at ${fixed(measured.effective_bits, 2)} bits against ` +
+    `${significant(q4.kl.mean)} at ${fixed(q4.effective_bits, 2)} bits; 95 % interval of the difference ` +
+    `${significant(low)} … ${significant(high)} over ${plural(validation.windows, 'window')}` +
+    `${validation.windows < 8 ? ', too few for more than a rough interval' : ''}.`;
+  if (measured.effective_bits >= q4.effective_bits) {
+    return {state: '', claim: 'The plan does not use fewer bits than q4_0.', reason: figures};
+  }
+  if (low > 0) {
+    return {state: 'good', claim: 'Yes: the plan beats q4_0 at fewer bits.',
+      reason: `${percent(1 - measured.kl.mean / q4.kl.mean, 0)} less divergence in ` +
+        `${percent(1 - measured.effective_bits / q4.effective_bits, 0)} fewer bits. ${figures}`};
+  }
+  if (high < 0) return {state: 'bad', claim: 'No: the plan has fewer bits than q4_0, and more divergence.', reason: figures};
+  return {state: '', claim: 'Undecided: at fewer bits, the plan cannot be told from q4_0 on these tokens.', reason: figures};
+}
+
+// Sections
 
 function headline() {
   const tiles = document.getElementById('headline');
-  const tile = (value, label) => tiles.append(element('div', {class: 'tile'}, element('b', {}, value), element('span', {}, label)));
-  if (first) {
-    const {plan} = first;
-    document.getElementById('title').textContent = `${plan.model.architecture}: ${fixed(plan.effective_bits, 2)}-bit plan “${first.name}”`;
-    tile(fixed(plan.effective_bits, 3), `effective bits per element (${fixed(plan.effective_bits_at_context, 3)} at context ${plan.context})`);
-    tile(`${(16 / plan.effective_bits).toFixed(2)}×`, `smaller than fp16: ${plan.bytes_per_token.toLocaleString('en')} bytes per token`);
-    tile(significant(plan.predicted_kl), 'predicted KL, nats per token');
-    const measured = planResult(first);
-    if (measured) {
-      tile(`${significant(measured.kl.mean)} ± ${significant(measured.kl.standard_error, 2)}`, 'measured KL on held-out text, ± standard error');
-      tile(signedPercent(measured.perplexity_rise), 'perplexity against the fp16 cache');
-      const q4 = first.validation.candidates.find((c) => c.name === 'q4_0' && c.mode === measured.mode);
-      if (q4) {
-        const wins = measured.kl.mean < q4.kl.mean && measured.effective_bits < q4.effective_bits;
-        tiles.append(element('div', {class: `tile verdict${wins ? '' : ' no'}`},
-          `${wins ? 'Better and smaller than q4_0' : 'Not better than q4_0 at fewer bits'}: KL ${significant(measured.kl.mean)} at ` +
-          `${fixed(measured.effective_bits, 2)} bits against ${significant(q4.kl.mean)} at ${fixed(q4.effective_bits, 2)} bits.`));
-      }
-    }
+  const tile = (value, label, small = '') =>
+    tiles.append(element('div', {class: 'tile'}, element('b', {}, value, element('small', {}, small)), element('span', {}, label)));
+  const model = first?.plan.model ?? profile.model;
+  const shape = `${plural(model.num_layers, 'layer')}, ${plural(model.query_heads, 'query head')}, ${plural(model.kv_heads, 'KV head')} of ${model.head_dim} channels`;
+  const title = first ? `${model.architecture}: ${first.name} at ${fixed(first.plan.effective_bits, 2)} bits` : `${model.architecture}: profile`;
+  document.getElementById('title').textContent = title;
+  document.title = `kvplan report · ${title}`;
+  document.getElementById('subtitle').textContent = first ?
+    `${shape}. ${first.plan.codec[0].toUpperCase()}${first.plan.codec.slice(1)} codec, ${first.plan.policy} policy, context ${whole(first.plan.context)}.` :
+    `${shape}. Calibrated on ${whole(profile.tokens)} tokens.`;
+  if (!first) {
+    tile(whole(profile.tokens), 'tokens in the sums');
+    tile(fixed(mean(profile.layers.map((l) => l.norm_ratio)), 1), 'mean ratio of key norm to value norm');
+    tile(percent(mean(profile.layers.map((l) => l.mean_share.k)), 0), 'share of the mean in the key energy');
+    return;
   }
-  const model = first?.plan.model ?? profile?.model;
-  if (model) {
-    document.getElementById('subtitle').textContent =
-      `${model.num_layers} layers, ${model.query_heads} query heads, ${model.kv_heads} KV heads of ${model.head_dim}`;
+  const {plan} = first, measured = planResult(first);
+  if (measured) {
+    const {state, claim, reason} = verdict(first.validation, measured);
+    tiles.append(element('div', {class: `tile verdict ${state}`}, element('b', {}, claim), element('span', {}, reason)));
+  }
+  tile(fixed(plan.effective_bits, 3), `effective bits per element (${fixed(plan.effective_bits_at_context, 3)} at context ${whole(plan.context)})`);
+  tile(`${fixed(16 / plan.effective_bits, 2)}×`, `smaller than fp16: ${whole(plan.bytes_per_token)} bytes per token`);
+  tile(significant(plan.predicted_kl), 'predicted KL, nats per token');
+  if (measured) {
+    tile(significant(measured.kl.mean), 'measured KL on held-out text, ± standard error', ` ± ${significant(measured.kl.standard_error, 2)}`);
+    tile(signedPercent(measured.perplexity_rise), `perplexity against the fp16 cache (95 %: ${signedPercent(measured.perplexity_rise_interval.low)} … ${signedPercent(measured.perplexity_rise_interval.high)})`);
+  } else {
+    tile('–', 'measured KL: none yet; kvplan validate measures it on held-out text');
   }
 }
 
-function validationTable() {
-  const measured = plans.filter((p) => p.validation);
+/** A dot with its interval on the scale of the column; the header row holds the marks. */
+function rangeCells({min, max, marks}) {
+  const at = (x) => (100 * Math.log(x / min)) / Math.log(max / min);
+  const rules = () => marks.map((m) => element('i', {class: 'rule', style: `left:${at(m)}%`}));
+  const labelled = marks.length > 5 ? marks.filter((m) => String(m).endsWith('1')) : marks;
+  const header = element('div', {class: 'range'}, ...labelled.map((m) => element('span', {class: 'mark', style: `left:${at(m)}%`}, significant(m))));
+  const cell = (kl) => {
+    if (!(kl.mean > 0)) return element('div', {class: 'range'}, ...rules());
+    const {low, high} = klInterval(kl);
+    const left = Math.max(at(low), 0), right = Math.min(at(high), 100);
+    return element('div', {class: 'range'}, ...rules(), element('i', {class: 'interval', style: `left:${left}%;width:${right - left}%`}),
+      element('i', {class: 'dot', style: `left:${at(kl.mean)}%`}));
+  };
+  return {header, cell};
+}
+
+function validationSection() {
+  const blocks = measurements().map(({validation: v, rows}) => {
+    const measured = rows.filter(({candidate}) => candidate.kl.mean > 0).map(({candidate}) => klInterval(candidate.kl));
+    const range = rangeCells(logScale(measured.flatMap(({low, high}) => [low, high])));
+    const modes = new Set(rows.map(({candidate}) => candidate.mode));
+    const header = ['candidate', ...(modes.size > 1 ? ['mode'] : []), 'bits', 'KL ± s.e.', range.header, 'KL p99', 'KL CVaR95',
+      'predicted KL', 'perplexity', 'rise', 'rise, 95 % interval', 'same top-1'];
+    const body = rows.map(({name, plan, candidate: c}) => ({plan, cells: [
+      name, ...(modes.size > 1 ? [c.mode] : []), fixed(c.effective_bits, 2),
+      c.kl.mean > 0 ? `${significant(c.kl.mean)} ± ${significant(c.kl.standard_error, 2)}` : '0', range.cell(c.kl),
+      significant(c.kl.p99), significant(c.kl.cvar95), c.predicted_kl === null ? '–' : significant(c.predicted_kl),
+      fixed(c.perplexity, 3), signedPercent(c.perplexity_rise),
+      `${signedPercent(c.perplexity_rise_interval.low)} … ${signedPercent(c.perplexity_rise_interval.high)}`, percent(c.same_top1),
+    ]}));
+    return element('div', {},
+      element('p', {}, `${v.texts.map((t) => t.name).join(', ')}${partOf(v.part)}: ${plural(v.windows, 'window')} of ${whole(v.window)} tokens, ` +
+        `${v.bos ? 'BOS first' : 'no BOS'}, positions from ${whole(v.first_scored)} on scored (${whole(v.scored_tokens)} tokens), mode ${[...modes].join(' and ')}.`),
+      table(header, body));
+  });
+  const gates = plans.flatMap(({name, validation}) => (validation?.gates ?? []).map((gate) => element('p', {},
+    `${name}, gate ${gate.expression}: measured ${significant(gate.measured)}, `,
+    element('b', {class: gate.passed ? 'passed' : 'failed'}, gate.passed ? 'passed' : 'failed'))));
   section('validation', 'Held-out measurements',
-    'KL divergence from the fp16 cache in nats per token; intervals are 95 % paired bootstrap over windows.',
-    ...measured.map(({name, validation: v}) => element('div', {},
-      element('p', {}, `${name}: ${v.texts.map((t) => t.name).join(', ')} [${v.part.join(':')}], ${v.windows} windows of ${v.window} tokens, ${v.scored_tokens.toLocaleString('en')} scored`),
-      table(['candidate', 'mode', 'bits', 'perplexity', 'rise', 'rise 95 %', 'KL', '± s.e.', 'p99', 'CVaR95', 'same top-1'],
-        v.candidates.map((c) => ({
-          plan: c.name === 'plan',
-          cells: [c.name, c.mode, fixed(c.effective_bits, 3), fixed(c.perplexity, 3), signedPercent(c.perplexity_rise),
-            `${signedPercent(c.perplexity_rise_interval.low)} … ${signedPercent(c.perplexity_rise_interval.high)}`,
-            significant(c.kl.mean), significant(c.kl.standard_error, 2), significant(c.kl.p99), significant(c.kl.cvar95),
-            `${(100 * c.same_top1).toFixed(1)} %`],
-        }))))));
+    'KL divergence from the fp16 cache in nats per token, on text that calibration never saw. Bars are 95 % intervals of the mean (windows as clusters); ' +
+    'intervals of the perplexity rise come from a paired bootstrap over windows.', ...blocks, ...gates);
 }
 
-function front() {
+function frontSection() {
   if (!first) return section('front');
-  const points = first.plan.front.map((p) => ({x: p.effective_bits, y: p.predicted_kl}));
-  const measured = [], others = [];
-  for (const entry of plans) {
-    for (const c of entry.validation?.candidates ?? []) {
-      if (c.mode !== entry.validation.candidates[0].mode || c.name === 'fp16') continue;
-      const point = {x: c.effective_bits, y: c.kl.mean, name: c.name === 'plan' ? entry.name : c.name};
-      (c.name === 'plan' ? measured : others).push(point);
-    }
-  }
-  const limit = Math.min(...[...measured, ...others].map((p) => p.y), ...points.filter((p) => p.x < 7).map((p) => p.y)) / 2;
-  const label = (item) => `${item.raw.name ?? 'predicted'}: ${fixed(item.raw.x, 3)} bits, KL ${significant(item.raw.y)}`;
-  section('front', 'Pareto front', 'Least predicted KL at every size, with what was measured on held-out text.',
-    plot('KL against effective bits', 'scatter', {datasets: [
-      line('predicted', points.filter((p) => p.y > limit), '--key', {showLine: true, pointRadius: 0}),
-      line('plans, measured', measured, '--plan', {pointRadius: 6, pointStyle: 'rectRot'}),
-      line('baselines, measured', others, '--value', {pointRadius: 5, pointStyle: 'triangle'}),
-    ]}, {scales: {x: axis('effective bits per element'), y: logAxis('KL, nats per token')},
-      plugins: {legend: {labels: {color: css('--ink'), usePointStyle: true}}, tooltip: {callbacks: {label}}}}));
+  const measuredPlans = plans.map((entry) => ({...entry, result: planResult(entry)})).filter(({result}) => result);
+  const point = (name, c) => ({x: c.effective_bits, y: c.kl.mean, ...klInterval(c.kl), name});
+  const measured = measuredPlans.map(({name, result}) => point(name, result));
+  const baselines = (first.validation?.candidates ?? [])
+    .filter((c) => !['fp16', 'plan'].includes(c.name) && c.mode === modeOf(first.validation)).map((c) => point(c.name, c));
+  const predicted = plans.map(({plan}) => ({x: plan.effective_bits, y: plan.predicted_kl}));
+
+  const own = plans.map(({plan}) => plan.effective_bits);
+  const xMin = Math.min(1.5, ...own.map((b) => Math.floor(2 * b - 0.5) / 2)), xMax = Math.max(7, ...own.map((b) => Math.ceil(b + 0.5)));
+  const inside = ({x, y}) => x >= xMin && x <= xMax && y > 0;
+  const outside = baselines.filter((p) => !inside(p)).map((p) => `${p.name} (${fixed(p.x, 2)} bits, KL ${significant(p.y)})`);
+  const curve = first.plan.front.map((p) => ({x: p.effective_bits, y: p.predicted_kl})).filter(inside);
+  const sets = [
+    series(`predicted front of ${first.name}`, curve, '--key', {showLine: true, pointRadius: 0, pointStyle: 'line'}),
+    series('plans, predicted', predicted.filter(inside), '--key', {pointRadius: 5, pointStyle: 'circle', backgroundColor: css('--paper')}),
+    series('plans, measured', measured.filter(inside), '--plan', {pointRadius: 6, pointStyle: 'rectRot'}),
+    series('baselines, measured', baselines.filter(inside), '--value', {pointRadius: 5, pointStyle: 'triangle'}),
+  ].filter(({data}) => data.length);
+  const shown = sets.flatMap(({data}) => data.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]));
+  const label = ({raw, dataset}) => `${raw.name ?? dataset.label}: ${fixed(raw.x, 3)} bits, KL ${significant(raw.y)}`;
+  // Markers lie above the curve: the first dataset is drawn last unless told otherwise.
+  sets.forEach((set, i) => { set.order = sets.length - i; });
+  const ratios = measuredPlans.map(({plan, result}) => result.kl.mean / plan.predicted_kl).filter(Number.isFinite);
+  const comparison = ratios.length ? ` Measured over predicted KL of these plans: ${[...new Set(ratios.map((r) => fixed(r, 2)))].join(', ')}.` : '';
+  section('front', 'Pareto front',
+    `Least predicted KL at every size, with what was measured on held-out text (bars: 95 % intervals).${comparison}` +
+    `${outside.length ? ` Outside the picture: ${outside.join(', ')}.` : ''}`,
+    plot('KL divergence against effective bits', 'scatter', {datasets: sets},
+      {tall: true, scales: {x: axis('effective bits per element', {min: xMin, max: xMax, ticks: {color: css('--muted'), stepSize: 0.5}}),
+        y: logAxis('KL, nats per token', shown)}, tooltip: {label}}));
 }
 
-/** Colour of a width: light for few bits, dark for many, readable in both schemes. */
-const bitColour = (bits) => `hsl(205 70% ${90 - 9 * Math.min(bits, 8)}%)`;
-const bitInk = (bits) => (bits > 3.6 ? '#fff' : '#1b2430');
-
-function bitMap(title, layers, side) {
-  const heads = layers[0][side].heads.length;
-  const mean = (widths) => widths.reduce((a, b) => a + b, 0) / widths.length;
-  return element('div', {},
-    element('table', {class: 'map'},
-      element('caption', {}, title),
-      element('thead', {}, element('tr', {}, element('th', {}, 'layer'), ...Array.from({length: heads}, (_, h) => element('th', {scope: 'col'}, `h${h}`)))),
-      element('tbody', {}, ...layers.map((layer) => element('tr', {}, element('th', {scope: 'row'}, layer.index),
-        ...layer[side].heads.map((head, h) => {
-          const bits = mean(head.widths);
-          const outliers = head.outliers.length ? `, ${head.outliers.length} outlier channels at 8` : '';
-          return element('td', {style: `background:${bitColour(bits)};color:${bitInk(bits)}`,
-            title: `layer ${layer.index}, KV head ${h}: widths ${head.widths.join(' ')}${outliers}`}, fixed(bits, 1));
-        }))))));
-}
-
-function bits() {
+function bitsSection() {
   if (!first) return section('bits');
-  const legend = element('div', {class: 'legend'}, 'bits', ...[0, 1, 2, 3, 4, 5, 6].flatMap((b) => {
-    const swatch = element('i', {style: `background:${bitColour(b)}`});
-    return [swatch, String(b)];
-  }));
-  section('bits', 'Where the bits go', 'Mean width per layer and KV head; hover for the widths of the channel groups.', legend,
-    element('div', {class: 'maps'}, bitMap('Keys', first.plan.layers, 'k'), bitMap('Values', first.plan.layers, 'v')));
+  const {layers, model} = first.plan;
+  const kFp16 = 16;
+  const widthsOf = (side) => layers.map((layer) => layer[side].heads.map((head) => mean(head.widths)));
+  const widths = {k: widthsOf('k'), v: widthsOf('v')};
+  const largest = Math.max(1, Math.ceil(Math.max(...[...widths.k, ...widths.v].flat().filter((w) => w < kFp16))));
+  const map = (title, side) => {
+    const rows = Array.from({length: model.kv_heads}, (_, h) => layers.map((layer, l) => {
+      const {widths: groups, outliers} = layer[side].heads[h];
+      const value = widths[side][l][h];
+      const kept = outliers.length ? `, ${plural(outliers.length, 'outlier channel')} at 8` : '';
+      return {value, text: value < kFp16 ? fixed(value, 1) : value, title: `layer ${layer.index}, KV head ${h}: widths ${groups.join(' ')}${kept}`};
+    }));
+    const means = layers.map((layer) => ({value: layer[side].bits, text: fixed(layer[side].bits, 1), title: `layer ${layer.index}: mean ${fixed(layer[side].bits, 2)}`}));
+    return layerMap(`${title}: mean ${fixed(mean(layers.map((l) => l[side].bits)), 2)} bits`, rows, largest, model.kv_heads > 1 ? means : undefined);
+  };
+  section('bits', 'Where the bits go',
+    `Mean code width by layer and KV head of ${first.name}; hover over a cell for the widths of its groups of ${first.plan.group_size} channels.`,
+    mapLegend('bits', largest, largest), map('Keys', 'k'), map('Values', 'v'));
 }
 
-function profilePlots() {
-  if (!profile) return ['norms', 'outliers', 'sensitivity'].forEach((id) => section(id));
-  const layers = profile.layers;
-  const labels = layers.map((_, l) => l);
-  const of = (field, side) => layers.map((l) => (side ? l[field][side] : l[field]));
-  section('norms', 'Key and value norms', 'Mean vector norm per layer; a high ratio is what breaks plain rotation at few bits. The mean share is the part of the key energy that centring removes for free.',
-    plot('Mean key and value norm by layer', 'line', {labels, datasets: [line('key norm', of('key_norm'), '--key'), line('value norm', of('value_norm'), '--value')]},
-      {scales: {x: layerAxis(), y: logAxis('mean norm')}}),
-    plot('Share of the mean in the energy by layer', 'line', {labels, datasets: [line('keys (before rotary)', of('mean_share', 'k'), '--key'), line('values', of('mean_share', 'v'), '--value')]},
-      {scales: {x: layerAxis(), y: axis('mean share', {min: 0, max: 1})}}));
-  section('outliers', 'Outlier channels', 'Channels whose RMS is above three times the median of their layer.',
-    plot('Outlier channels by layer', 'bar', {labels, datasets: [
-      line('keys', of('outlier_channels', 'k').map((c) => c.length), '--key'), line('values', of('outlier_channels', 'v').map((c) => c.length), '--value')]},
-      {scales: {x: layerAxis(), y: axis('channels')}}));
-  section('sensitivity', 'Sensitivity', 'Nats per token that a relative error of 1 would cost (½ tr FC): where bits matter.',
-    plot('Sensitivity by layer', 'bar', {labels, datasets: [line('keys', of('sensitivity', 'k'), '--key'), line('values', of('sensitivity', 'v'), '--value')]},
-      {scales: {x: layerAxis(), y: logAxis('nats per token')}}));
+const hasLayers = profile?.layers.length > 0;
+const bothSides = (field) => ({k: profile.layers.map((l) => l[field].k), v: profile.layers.map((l) => l[field].v)});
+
+function normsSection() {
+  if (!hasLayers) return section('norms');
+  const {layers} = profile;
+  const ratios = layers.map((l) => l.norm_ratio);
+  const widest = ratios.indexOf(Math.max(...ratios));
+  section('norms', 'Key and value norms',
+    `Keys are ${fixed(mean(ratios), 1)} times as long as values on average, at most ${fixed(ratios[widest], 1)} times (layer ${layers[widest].index}); ` +
+    'long keys are what breaks plain rotation at few bits. The mean share is the part of the energy that centring removes for free.',
+    columns(
+      layerPlot('Mean norm by layer', 'mean norm', {k: layers.map((l) => l.key_norm), v: layers.map((l) => l.value_norm)}),
+      layerPlot('Mean share by layer (keys before rotary)', '', bothSides('mean_share'), axis('‖mean‖² / mean ‖x‖²', {min: 0, max: 1}))));
 }
 
-function positions() {
-  const validation = first?.validation;
-  if (!validation) return section('positions');
-  const colours = ['--plan', '--value', '--key', '--other', '--muted'];
-  const shown = validation.candidates.filter((c) => c.name !== 'fp16' && c.mode === validation.candidates[0].mode).slice(0, colours.length);
-  const bins = shown[0]?.kl_by_position.length ?? 0;
-  const start = validation.first_scored, width = (validation.window - 1 - start) / bins;
-  section('positions', 'KL by position', 'Mean KL in equal bins of the scored positions: does quality fall as the context grows?',
-    plot('KL by position', 'line', {labels: Array.from({length: bins}, (_, i) => Math.round(start + width * (i + 0.5))),
-      datasets: shown.map((c, i) => line(c.name, c.kl_by_position, colours[i]))},
-    {scales: {x: axis('position in the window'), y: logAxis('KL, nats per token')}}));
-}
-
-function seeds() {
-  const measured = plans.filter((p) => planResult(p)).map((p) => ({seed: p.plan.seed, bits: p.plan.effective_bits, kl: planResult(p).kl, name: p.name}));
-  const same = measured.filter((m) => Math.abs(m.bits - measured[0].bits) < 0.01);
-  if (new Set(same.map((m) => m.seed)).size < 2) return section('seeds');
-  const mean = same.reduce((a, m) => a + m.kl.mean, 0) / same.length;
-  const sd = Math.sqrt(same.reduce((a, m) => a + (m.kl.mean - mean) ** 2, 0) / (same.length - 1));
-  section('seeds', 'Seeds', `Same budget, other rotation seeds: KL mean ${significant(mean)}, sd ${significant(sd)}, CV ${significant(sd / mean)}, ` +
-      `${significant(Math.min(...same.map((m) => m.kl.mean)))} … ${significant(Math.max(...same.map((m) => m.kl.mean)))}.`,
-    plot('KL by seed', 'bar', {labels: same.map((m) => `seed ${m.seed}`), datasets: [line('measured KL', same.map((m) => m.kl.mean), '--plan')]},
-      {scales: {x: axis('rotation seed'), y: axis('KL, nats per token', {beginAtZero: true})}}));
-}
-
-function provenance() {
-  const rows = [];
-  for (const {name, plan} of plans) {
-    rows.push({cells: [name, `policy ${plan.policy}, codec ${plan.codec}, groups of ${plan.group_size}, norm ${plan.norm}, seed ${plan.seed}`]});
-    for (const s of plan.provenance.sources) rows.push({cells: ['calibrated on', `${s.name} [${s.part.join(':')}], ${s.tokens} tokens, sha256 ${s.sha256.slice(0, 12)}`]});
-    rows.push({cells: ['profile sha256', plan.provenance.profile_sha256.slice(0, 16)]});
-    rows.push({cells: ['k/v weights sha256', plan.model.kv_weights_sha256.slice(0, 16)]});
+function outliersSection() {
+  if (!hasLayers) return section('outliers');
+  const {layers, model: {head_dim: width, kv_heads: heads}} = profile;
+  const found = {k: [], v: []};
+  for (const side of ['k', 'v']) {
+    found[side] = Array.from({length: heads}, (_, h) => layers.map((layer) => {
+      const channels = layer.outlier_channels[side].filter((c) => Math.floor(c / width) === h).map((c) => c % width);
+      const where = `layer ${layer.index}, KV head ${h}`;
+      return {value: channels.length, text: channels.length || '', title: channels.length ? `${where}: channels ${channels.join(' ')}` : `${where}: none`};
+    }));
   }
-  if (!rows.length && profile) for (const s of profile.sources) rows.push({cells: ['calibrated on', `${s.name}, ${s.tokens} tokens`]});
-  section('provenance', 'Provenance', 'What these figures were made from.', table(['what', 'value'], rows));
+  const total = (side) => sum(found[side].flat().map(({value}) => value));
+  const share = (side) => `${whole(total(side))} (${percent(total(side) / (layers.length * heads * width))})`;
+  const largest = Math.max(...[...found.k, ...found.v].flat().map(({value}) => value));
+  section('outliers', 'Outlier channels',
+    `Channels whose RMS is above three times the median of their layer, counted by layer and KV head; hover over a cell for their numbers.`,
+    layerMap(`Keys: ${share('k')} of all channels`, found.k, largest), layerMap(`Values: ${share('v')} of all channels`, found.v, largest));
+}
+
+function sensitivitySection() {
+  const parts = [];
+  if (hasLayers) parts.push(layerPlot('Sensitivity by layer', 'nats per token', bothSides('sensitivity')));
+  if (first) {
+    const {layers} = first.plan;
+    parts.push(plot(`Predicted KL of ${first.name} by layer`, 'bar',
+      {labels: layers.map((l) => l.index), datasets: [series('share', layers.map((l) => 100 * l.predicted_kl_share), '--plan')]},
+      {scales: {x: axis('layer', {grid: {display: false}}), y: axis('% of the predicted KL', {beginAtZero: true})},
+        tooltip: {title: ([item]) => `layer ${item.label}`, label: ({raw}) => `${fixed(raw, 1)} %`}}));
+  }
+  section('sensitivity', 'Sensitivity',
+    'Sensitivity is what a relative error of 1 would cost, in nats per token (½ tr FC): where bits matter. A good plan spreads what is left over the layers.',
+    ...(parts.length ? [columns(...parts)] : []));
+}
+
+function positionsSection() {
+  const validation = first?.validation;
+  const colours = ['--value', '--key', '--other', '--muted'];
+  const shown = validation?.candidates.filter((c) => c.name !== 'fp16' && c.mode === modeOf(validation)) ?? [];
+  const bins = shown[0]?.kl_by_position.length ?? 0;
+  if (!bins) return section('positions');
+  const others = shown.filter((c) => c.name !== 'plan').slice(0, colours.length);
+  const lines = [
+    ...shown.filter((c) => c.name === 'plan').map((c) => series(first.name, c.kl_by_position, '--plan', {pointStyle: 'rectRot', pointRadius: 4})),
+    ...others.map((c, i) => series(c.name, c.kl_by_position, colours[i])),
+  ];
+  const begin = validation.first_scored, width = (validation.window - 1 - begin) / bins;
+  const labels = Array.from({length: bins}, (_, i) => Math.round(begin + width * (i + 0.5)));
+  section('positions', 'KL by position', 'Mean KL in equal bins of the scored positions: does quality fall as the context grows?',
+    plot('Mean KL by position in the window', 'line', {labels, datasets: lines},
+      {scales: {x: axis('position, middle of the bin', {grid: {display: false}}), y: logAxis('KL, nats per token', lines.flatMap((l) => l.data))},
+        tooltip: {title: ([item]) => `around position ${item.label}`}}));
+}
+
+/** Plans that differ from the first one in nothing but the seed, measured on the same tokens. */
+function seedsSection() {
+  const settings = ({plan: p, validation: v}) => JSON.stringify([p.codec, p.policy, p.code, p.group_size, p.norm, p.scale_rule, p.centre,
+    p.rotation.kind, fixed(p.effective_bits, 2), p.provenance.profile_sha256, tokensKey(v), modeOf(v)]);
+  const measured = plans.filter((entry) => planResult(entry));
+  const same = measured.filter((entry) => settings(entry) === settings(measured[0]))
+    .map((entry) => ({...entry, seed: seedOf(entry.plan), kl: planResult(entry).kl}));
+  if (new Set(same.map(({seed}) => seed)).size < 2) return section('seeds');
+  const means = same.map(({kl}) => kl.mean);
+  const centre = mean(means);
+  const sd = Math.sqrt(sum(means.map((m) => (m - centre) ** 2)) / (means.length - 1));
+  const point = ({seed, kl}) => ({x: seed, y: kl.mean, ...klInterval(kl)});
+  section('seeds', 'Seeds',
+    `${same.length} plans that differ only in the seed: mean KL ${significant(centre)}, sd ${significant(sd, 2)} (CV ${percent(sd / centre)}), ` +
+    `${significant(Math.min(...means))} … ${significant(Math.max(...means))}.`,
+    plot('KL by seed, with 95 % intervals', 'line', {labels: same.map(({seed}) => seed), datasets: [
+      series('measured', same.map(point), '--plan', {showLine: false, pointRadius: 6, pointStyle: 'rectRot'}),
+      series('predicted', same.map(({plan, seed}) => ({x: seed, y: plan.predicted_kl})), '--key',
+        {showLine: false, pointRadius: 5, backgroundColor: css('--paper')}),
+    ]}, {scales: {x: axis('seed', {type: 'category', offset: true, grid: {display: false}}), y: axis('KL, nats per token', {beginAtZero: true})}}));
+}
+
+function provenanceSection() {
+  const rows = [];
+  const row = (what, ...values) => rows.push({cells: [what, values.filter(Boolean).join(', ')]});
+  const model = first?.plan.model ?? profile.model;
+  row('Model', model.architecture, model.container, `k/v weights ${shortHash(model.kv_weights_sha256)}`);
+  if (profile) {
+    row('Profile', `${whole(profile.tokens)} tokens in windows of ${whole(profile.window)}`, `first ${profile.sink_tokens} of each left out`,
+      `seed ${profile.seed}`, profile.program);
+  }
+  for (const s of (profile ?? first.plan.provenance).sources) {
+    row('Calibration text', `${s.name}${partOf(s.part)}`, `${whole(s.tokens)} tokens in that part`, `weight ${s.weight}`, shortHash(s.sha256));
+  }
+  for (const {name, plan} of plans) {
+    row(`Plan ${name}`, `policy ${plan.policy}`, `${plan.codec} codec`, plan.code, `groups of ${plan.group_size}`, `norm ${plan.norm}`,
+      `scale ${plan.scale_rule}`, plan.centre ? 'centred' : 'not centred', plan.rotation.kind !== 'none' && `rotation ${plan.rotation.kind}`,
+      `seed ${seedOf(plan)}`, `${plural(plan.sink_tokens, 'sink token')}`, `profile ${shortHash(plan.provenance.profile_sha256)}`, plan.provenance.program);
+  }
+  for (const {name, validation: v} of plans) {
+    if (!v) continue;
+    row(`Validation of ${name}`, ...v.texts.map((t) => `${t.name} ${shortHash(t.sha256)}`), `plan ${shortHash(v.plan_sha256)}`, v.runtime, v.program);
+  }
+  section('provenance', 'Provenance', 'What these figures were made from; hashes are the first 12 digits of a SHA-256.', table(['what', 'from'], rows, {class: 'facts'}));
 }
 
 headline();
-validationTable();
-front();
-bits();
-profilePlots();
-positions();
-seeds();
-provenance();
+validationSection();
+frontSection();
+bitsSection();
+normsSection();
+outliersSection();
+sensitivitySection();
+positionsSection();
+seedsSection();
+provenanceSection();
 charts.forEach((draw) => draw());
+// Canvases keep the colours that they were drawn with.
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => location.reload());
