@@ -16,8 +16,9 @@ const significant = (x, digits = 3) => {
   if (x === 0) return '0';
   return Math.abs(x) < 1e-4 ? x.toExponential(digits - 1) : String(Number(x.toPrecision(digits)));
 };
-const percent = (x, digits = 1) => `${(100 * x).toFixed(digits)} %`;
+const percent = (x, digits = 1) => `${(100 * x).toFixed(digits)}\u00a0%`;
 const signedPercent = (x) => `${x < 0 ? '−' : '+'}${percent(Math.abs(x), 2)}`;
+const percentRange = ({low, high}) => `${signedPercent(low).slice(0, -2)}\u00a0…\u00a0${signedPercent(high)}`;
 const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? '' : 's'}`;
 const shortHash = (sha256) => sha256?.slice(0, 12) ?? 'none';
 const partOf = (part) => (part[0] === 0 && part[1] === 1 ? '' : `, part ${part[0]}–${part[1]}`);
@@ -77,7 +78,7 @@ function logScale(values) {
 // Charts
 
 const charts = [];
-Chart.defaults.font.family = css('font-family') || 'system-ui, sans-serif';
+Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
 
 const axis = (title, more = {}) => ({
   title: {display: true, text: title, color: css('--muted')}, grid: {color: css('--line')},
@@ -101,8 +102,8 @@ const annotations = {
   id: 'annotations',
   afterDatasetsDraw(chart) {
     const {ctx, chartArea, scales} = chart;
-    const points = chart.data.datasets.flatMap((dataset, d) =>
-      chart.getDatasetMeta(d).data.map((at, i) => ({x: at.x, y: at.y, colour: dataset.borderColor, ...noXY(dataset.data[i])})));
+    const points = chart.data.datasets.flatMap((dataset, d) => (chart.isDatasetVisible(d) ? chart.getDatasetMeta(d).data : [])
+      .map(({x, y}, i) => ({...dataset.data[i], x, y, colour: dataset.borderColor})));
     const taken = points.filter((p) => p.name).map(({x, y}) => ({left: x - 6, right: x + 6, top: y - 6, bottom: y + 6}));
     ctx.save();
     ctx.font = `12px ${Chart.defaults.font.family}`;
@@ -133,7 +134,6 @@ const annotations = {
     ctx.restore();
   },
 };
-const noXY = (point) => (point instanceof Object ? {low: point.low, high: point.high, name: point.name} : {});
 
 function plot(title, type, data, {scales, tooltip = {}, tall = false}) {
   const canvas = element('canvas', {role: 'img', 'aria-label': title});
@@ -143,7 +143,7 @@ function plot(title, type, data, {scales, tooltip = {}, tall = false}) {
       animation: false, maintainAspectRatio: false, interaction: {mode: 'nearest', intersect: false}, scales,
       plugins: {
         legend: {display: data.datasets.length > 1, align: 'start',
-          labels: {color: css('--ink'), usePointStyle: true, boxHeight: 7}},
+          labels: {color: css('--ink'), usePointStyle: true, boxHeight: 7, sort: (a, b) => a.datasetIndex - b.datasetIndex}},
         tooltip: {callbacks: tooltip},
       },
     },
@@ -162,13 +162,20 @@ function layerPlot(title, unit, sides, yAxis) {
 // Maps: layers across, KV heads down
 
 const channelsOf = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-const luminance = (rgb) => sum(rgb.map((c, i) => c * [0.299, 0.587, 0.114][i]));
+
+/** WCAG 2 relative luminance. */
+const luminance = (rgb) => sum(rgb.map((c, i) => {
+  const s = c / 255;
+  return [0.2126, 0.7152, 0.0722][i] * (s <= 0.04045 ? s / 12.92 : ((s + 0.055) / 1.055) ** 2.4);
+}));
 
 /** Background and text colour of `share` (0..1) of the map's largest value. */
 function mapColours(share) {
-  const low = channelsOf(css('--map-low')), high = channelsOf(css('--map-high'));
-  const rgb = low.map((c, i) => Math.round(c + (high[i] - c) * Math.min(share, 1)));
-  return `background:rgb(${rgb.join(' ')});color:${luminance(rgb) > 128 ? '#14202c' : '#f4f8fc'}`;
+  const stops = ['--map-low', '--map-middle', '--map-high'].map((name) => channelsOf(css(name)));
+  const at = 2 * Math.min(share, 1), stop = Math.min(Math.floor(at), 1);
+  const rgb = stops[stop].map((c, i) => Math.round(c + (stops[stop + 1][i] - c) * (at - stop)));
+  // Above this luminance dark text has the higher contrast.
+  return `background:rgb(${rgb.join(' ')});color:${luminance(rgb) > 0.2 ? '#14202c' : '#ffffff'}`;
 }
 
 /** rows[head][layer]: {value, text, title}; `means` is an optional row of cells below. */
@@ -201,7 +208,7 @@ const seedOf = (plan) => (plan.rotation.kind === 'none' ? plan.seed : plan.rotat
 /** Equal for validations of the same tokens, whose figures may stand side by side. */
 const tokensKey = (v) => JSON.stringify([v.texts.map((t) => t.sha256), v.part, v.window, v.windows, v.first_scored, v.bos, v.model_sha256]);
 
-/** Validations by the tokens they measured: [{validation, rows: [{name, plan, candidate}]}], baselines once. */
+/** Validations by the tokens they measured: [{validation, rows: [{name, plan, candidate}]}]; fp16, then plans, then baselines, each once. */
 function measurements() {
   const groups = new Map();
   for (const {name, validation} of plans) {
@@ -216,6 +223,8 @@ function measurements() {
       if (!seen) rows.push(row);
     }
   }
+  const rank = ({name, plan}) => (name === 'fp16' ? 0 : plan ? 1 : 2);
+  for (const {rows} of groups.values()) rows.sort((a, b) => rank(a) - rank(b));
   return [...groups.values()];
 }
 
@@ -270,7 +279,7 @@ function headline() {
   tile(significant(plan.predicted_kl), 'predicted KL, nats per token');
   if (measured) {
     tile(significant(measured.kl.mean), 'measured KL on held-out text, ± standard error', ` ± ${significant(measured.kl.standard_error, 2)}`);
-    tile(signedPercent(measured.perplexity_rise), `perplexity against the fp16 cache (95 %: ${signedPercent(measured.perplexity_rise_interval.low)} … ${signedPercent(measured.perplexity_rise_interval.high)})`);
+    tile(signedPercent(measured.perplexity_rise), `perplexity against the fp16 cache (95\u00a0%: ${percentRange(measured.perplexity_rise_interval)})`);
   } else {
     tile('–', 'measured KL: none yet; kvplan validate measures it on held-out text');
   }
@@ -297,14 +306,14 @@ function validationSection() {
     const measured = rows.filter(({candidate}) => candidate.kl.mean > 0).map(({candidate}) => klInterval(candidate.kl));
     const range = rangeCells(logScale(measured.flatMap(({low, high}) => [low, high])));
     const modes = new Set(rows.map(({candidate}) => candidate.mode));
-    const header = ['candidate', ...(modes.size > 1 ? ['mode'] : []), 'bits', 'KL ± s.e.', range.header, 'KL p99', 'KL CVaR95',
-      'predicted KL', 'perplexity', 'rise', 'rise, 95 % interval', 'same top-1'];
+    const header = ['candidate', ...(modes.size > 1 ? ['mode'] : []), 'bits', 'KL ± s.e.', range.header, 'p99', 'CVaR95',
+      'predicted', 'perplexity', 'rise (95 % interval)', 'same top-1'];
     const body = rows.map(({name, plan, candidate: c}) => ({plan, cells: [
       name, ...(modes.size > 1 ? [c.mode] : []), fixed(c.effective_bits, 2),
       c.kl.mean > 0 ? `${significant(c.kl.mean)} ± ${significant(c.kl.standard_error, 2)}` : '0', range.cell(c.kl),
       significant(c.kl.p99), significant(c.kl.cvar95), c.predicted_kl === null ? '–' : significant(c.predicted_kl),
-      fixed(c.perplexity, 3), signedPercent(c.perplexity_rise),
-      `${signedPercent(c.perplexity_rise_interval.low)} … ${signedPercent(c.perplexity_rise_interval.high)}`, percent(c.same_top1),
+      fixed(c.perplexity, 3),
+      c.kl.mean > 0 ? `${signedPercent(c.perplexity_rise)} (${percentRange(c.perplexity_rise_interval)})` : '–', percent(c.same_top1),
     ]}));
     return element('div', {},
       element('p', {}, `${v.texts.map((t) => t.name).join(', ')}${partOf(v.part)}: ${plural(v.windows, 'window')} of ${whole(v.window)} tokens, ` +
@@ -315,8 +324,8 @@ function validationSection() {
     `${name}, gate ${gate.expression}: measured ${significant(gate.measured)}, `,
     element('b', {class: gate.passed ? 'passed' : 'failed'}, gate.passed ? 'passed' : 'failed'))));
   section('validation', 'Held-out measurements',
-    'KL divergence from the fp16 cache in nats per token, on text that calibration never saw. Bars are 95 % intervals of the mean (windows as clusters); ' +
-    'intervals of the perplexity rise come from a paired bootstrap over windows.', ...blocks, ...gates);
+    'KL divergence from the fp16 cache in nats per token: mean, 99th percentile, mean of the worst 5 % and prediction. Bars are 95 % intervals of the mean ' +
+    '(windows as clusters); those of the perplexity rise come from a paired bootstrap over windows.', ...blocks, ...gates);
 }
 
 function frontSection() {
@@ -416,7 +425,7 @@ function sensitivitySection() {
   if (first) {
     const {layers} = first.plan;
     parts.push(plot(`Predicted KL of ${first.name} by layer`, 'bar',
-      {labels: layers.map((l) => l.index), datasets: [series('share', layers.map((l) => 100 * l.predicted_kl_share), '--plan')]},
+      {labels: layers.map((l) => l.index), datasets: [series('share', layers.map((l) => 100 * l.predicted_kl_share), '--plan', {borderWidth: 0})]},
       {scales: {x: axis('layer', {grid: {display: false}}), y: axis('% of the predicted KL', {beginAtZero: true})},
         tooltip: {title: ([item]) => `layer ${item.label}`, label: ({raw}) => `${fixed(raw, 1)} %`}}));
   }
@@ -463,7 +472,7 @@ function seedsSection() {
       series('measured', same.map(point), '--plan', {showLine: false, pointRadius: 6, pointStyle: 'rectRot'}),
       series('predicted', same.map(({plan, seed}) => ({x: seed, y: plan.predicted_kl})), '--key',
         {showLine: false, pointRadius: 5, backgroundColor: css('--paper')}),
-    ]}, {scales: {x: axis('seed', {type: 'category', offset: true, grid: {display: false}}), y: axis('KL, nats per token', {beginAtZero: true})}}));
+    ]}, {scales: {x: axis('seed', {type: 'category', offset: true, grid: {display: false}}), y: axis('KL, nats per token', {min: 0, suggestedMax: 1.1 * Math.max(...same.map(({kl}) => klInterval(kl).high))})}}));
 }
 
 function provenanceSection() {
@@ -479,13 +488,13 @@ function provenanceSection() {
     row('Calibration text', `${s.name}${partOf(s.part)}`, `${whole(s.tokens)} tokens in that part`, `weight ${s.weight}`, shortHash(s.sha256));
   }
   for (const {name, plan} of plans) {
-    row(`Plan ${name}`, `policy ${plan.policy}`, `${plan.codec} codec`, plan.code, `groups of ${plan.group_size}`, `norm ${plan.norm}`,
+    row(`Plan “${name}”`, `policy ${plan.policy}`, `${plan.codec} codec`, plan.code, `groups of ${plan.group_size}`, `norm ${plan.norm}`,
       `scale ${plan.scale_rule}`, plan.centre ? 'centred' : 'not centred', plan.rotation.kind !== 'none' && `rotation ${plan.rotation.kind}`,
       `seed ${seedOf(plan)}`, `${plural(plan.sink_tokens, 'sink token')}`, `profile ${shortHash(plan.provenance.profile_sha256)}`, plan.provenance.program);
   }
   for (const {name, validation: v} of plans) {
     if (!v) continue;
-    row(`Validation of ${name}`, ...v.texts.map((t) => `${t.name} ${shortHash(t.sha256)}`), `plan ${shortHash(v.plan_sha256)}`, v.runtime, v.program);
+    row(`Validation of “${name}”`, ...v.texts.map((t) => `${t.name} ${shortHash(t.sha256)}`), `plan ${shortHash(v.plan_sha256)}`, v.runtime, v.program);
   }
   section('provenance', 'Provenance', 'What these figures were made from; hashes are the first 12 digits of a SHA-256.', table(['what', 'from'], rows, {class: 'facts'}));
 }
