@@ -1,6 +1,7 @@
 // Speed of the forward pass (logits of every position) and of a whole profile on the same tokens.
 //   forward_bench MODEL TEXT [--windows N] [--window T] [--threads N] [--profile] [--rounds R]
-// Prints one JSON object: tokens, seconds per round of each, tokens per second (median), perplexity over all positions.
+// Prints one JSON object: tokens, seconds per round of each, tokens per second (median), perplexity
+// over all positions.
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
@@ -45,7 +46,10 @@ double window_nll(const calib::Decoder& decoder, const std::vector<std::int32_t>
     const auto end = std::min(begin + kRows, count);
     const auto log_p = at::log_softmax(decoder.head(hidden.slice(0, begin, end)), -1);
     const auto targets = input[0].slice(0, begin + 1, std::min(end + 1, count));
-    nll -= log_p.slice(0, 0, targets.size(0)).gather(1, targets.unsqueeze(1)).sum(at::kDouble).item<double>();
+    nll -= log_p.slice(0, 0, targets.size(0))
+               .gather(1, targets.unsqueeze(1))
+               .sum(at::kDouble)
+               .item<double>();
   }
   return nll;
 }
@@ -87,20 +91,26 @@ int main(int argc, char** argv) {
   }
   std::vector<double> profiling;
   if (profile) {
-    const auto folder = std::filesystem::temp_directory_path() / ("kvplan-bench-" + std::to_string(getpid()));
+    const auto folder =
+        std::filesystem::temp_directory_path() / ("kvplan-bench-" + std::to_string(getpid()));
     calib::ProfileOptions options;
     options.window = window;
     options.threads = threads;
     for (int r = 0; r < rounds; ++r) {
       std::filesystem::remove_all(folder);
-      profiling.push_back(seconds_of([&] { calib::run_profile(*reader, texts, {sources[0].info}, options, folder, {}); }));
+      profiling.push_back(seconds_of(
+          [&] { calib::run_profile(*reader, texts, {sources[0].info}, options, folder, {}); }));
     }
     std::filesystem::remove_all(folder);
   }
-  std::printf("{\"tokens\":%.0f,\"perplexity\":%.4f,\"forward_seconds\":%.3f,\"forward_tokens_per_second\":%.1f", tokens,
-              std::exp(nll / (static_cast<double>(texts.size()) * (window - 1))), median(forward), tokens / median(forward));
+  std::printf(
+      "{\"tokens\":%.0f,\"perplexity\":%.4f,\"forward_seconds\":%.3f,\"forward_tokens_per_second\":"
+      "%.1f",
+      tokens, std::exp(nll / (static_cast<double>(texts.size()) * (window - 1))), median(forward),
+      tokens / median(forward));
   if (profile) {
-    std::printf(",\"profile_seconds\":%.3f,\"profile_over_forward\":%.3f", median(profiling), median(profiling) / median(forward));
+    std::printf(",\"profile_seconds\":%.3f,\"profile_over_forward\":%.3f", median(profiling),
+                median(profiling) / median(forward));
   }
   std::printf("}\n");
 }

@@ -53,20 +53,39 @@ std::vector<std::string> weight_names(const ModelConfig& config) {
   return names;
 }
 
-void require_memory(const ModelReader& reader) {
+at::ScalarType scalar_type(WeightType type) {
+  switch (type) {
+    case WeightType::kBFloat16:
+      return at::kBFloat16;
+    case WeightType::kFloat16:
+      return at::kHalf;
+    case WeightType::kFloat32:
+      break;
+  }
+  return at::kFloat;
+}
+
+bool is_layer_matrix(const std::string& name, std::size_t dimensions) {
+  return name.starts_with("blk.") && dimensions == 2;
+}
+
+void require_memory(const ModelReader& reader, WeightType matrices) {
   std::int64_t needed = 0;
   for (const std::string& name : weight_names(reader.config())) {
+    const std::vector<std::int64_t> shape = reader.shape(name);
     std::int64_t elements = 1;
-    for (std::int64_t n : reader.shape(name)) elements *= n;
-    needed += elements * static_cast<std::int64_t>(sizeof(float));
+    for (std::int64_t n : shape) elements *= n;
+    const bool half = matrices != WeightType::kFloat32 && is_layer_matrix(name, shape.size());
+    needed += elements * (half ? 2 : 4);
   }
   const std::int64_t available = available_memory_bytes();
   if (available != 0 && needed > available)
     throw MemoryError(needed, available,
                       reader.path().string() + ": the weights need " +
-                          std::to_string(needed >> 20) + " MiB as float32, " +
+                          std::to_string(needed >> 20) + " MiB, " +
                           std::to_string(available >> 20) +
-                          " MiB are free; close other programs or take a smaller model");
+                          " MiB are free; close other programs, hold the weights in half precision "
+                          "(--dtype bf16) or take a smaller model");
 }
 
 at::Tensor read_weight(const ModelReader& reader, const std::string& name) {
@@ -83,9 +102,10 @@ struct Decoder::LayerWeights {
   at::Tensor q_bias, k_bias, v_bias, output_bias;
   at::Tensor ffn_norm, gate, up, down;
 
-  LayerWeights(const ModelReader& reader, int layer) {
+  LayerWeights(const ModelReader& reader, int layer, at::ScalarType matrices) {
     const auto read = [&](const char* name) {
-      return read_weight(reader, layer_tensor(layer, name));
+      const at::Tensor weight = read_weight(reader, layer_tensor(layer, name));
+      return weight.dim() == 2 ? weight.to(matrices) : weight;
     };
     attention_norm = read("attn_norm.weight");
     q = read("attn_q.weight");
@@ -139,16 +159,17 @@ class Decoder::RotaryTable {
   at::Tensor cos_, sin_;
 };
 
-Decoder::Decoder(const ModelReader& reader)
+Decoder::Decoder(const ModelReader& reader, WeightType matrices)
     : config_(reader.config()),
       inv_freq_(rotary_frequencies(config_)),
       rotary_(std::make_unique<RotaryTable>(inv_freq_)) {
-  require_memory(reader);
+  require_memory(reader, matrices);
   embedding_ = read_weight(reader, "token_embd.weight");
   output_norm_ = read_weight(reader, "output_norm.weight");
   output_ = config_.tied_embeddings ? embedding_ : read_weight(reader, "output.weight");
   layers_.reserve(static_cast<std::size_t>(config_.num_layers));
-  for (int l = 0; l < config_.num_layers; ++l) layers_.emplace_back(reader, l);
+  for (int l = 0; l < config_.num_layers; ++l)
+    layers_.emplace_back(reader, l, scalar_type(matrices));
 }
 
 Decoder::~Decoder() = default;
@@ -171,9 +192,13 @@ at::Tensor Decoder::layer(int index, const at::Tensor& x, std::int64_t first_pos
   const auto norm = [&](const at::Tensor& h, const at::Tensor& weight) {
     return at::rms_norm(h, {config_.hidden_size}, weight, config_.norm_epsilon);
   };
+  // Half matrices are widened for the one product; float32 ones pass through.
+  const auto linear = [](const at::Tensor& h, const at::Tensor& weight, const at::Tensor& bias) {
+    return at::linear(h, weight.to(at::kFloat), bias);
+  };
   // [batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]
   const auto project = [&](const at::Tensor& h, const at::Tensor& weight, const at::Tensor& bias) {
-    return at::linear(h, weight, bias).view({batch, tokens, -1, config_.head_dim}).transpose(1, 2);
+    return linear(h, weight, bias).view({batch, tokens, -1, config_.head_dim}).transpose(1, 2);
   };
 
   const at::Tensor normed = norm(x, w.attention_norm);
@@ -192,10 +217,10 @@ at::Tensor Decoder::layer(int index, const at::Tensor& x, std::int64_t first_pos
                 : at::scaled_dot_product_attention(q, kv.k, kv.v, {}, 0.0, /*is_causal=*/true,
                                                    /*scale=*/std::nullopt, /*enable_gqa=*/true);
   const at::Tensor attended =
-      x + at::linear(mixed.transpose(1, 2).reshape({batch, tokens, -1}), w.output, w.output_bias);
+      x + linear(mixed.transpose(1, 2).reshape({batch, tokens, -1}), w.output, w.output_bias);
   const at::Tensor ffn_in = norm(attended, w.ffn_norm);
   return attended +
-         at::linear(at::silu(at::linear(ffn_in, w.gate)) * at::linear(ffn_in, w.up), w.down);
+         linear(at::silu(linear(ffn_in, w.gate, {})) * linear(ffn_in, w.up, {}), w.down, {});
 }
 
 at::Tensor Decoder::final_norm(const at::Tensor& x) const {

@@ -29,9 +29,9 @@ using AttentionOverride = std::function<at::Tensor(const at::Tensor& q, const La
 
 class Decoder {
  public:
-  /// Reads and converts all weights to float32, dropping file pages as it goes. MemoryError when
-  /// they cannot fit.
-  explicit Decoder(const ModelReader& reader);
+  /// Reads and converts all weights, dropping file pages as it goes; embeddings, norms and biases
+  /// are float32. MemoryError when they cannot fit.
+  explicit Decoder(const ModelReader& reader, WeightType matrices = WeightType::kFloat32);
   ~Decoder();
   const ModelConfig& config() const { return config_; }
   const std::vector<double>& inv_freq() const { return inv_freq_; }

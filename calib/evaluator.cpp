@@ -69,9 +69,9 @@ void check_arguments(const std::vector<TextWindow>& windows,
 
 /// Stands for everything that the scores depend on.
 std::string inputs_key(const ModelReader& model, const std::vector<TextWindow>& windows,
-                       const std::vector<Pass>& passes) {
-  std::string text =
-      "scores of kvplan 1\n" + model.path().string() + "\n" + model.spec().kv_weights_sha256 + "\n";
+                       const std::vector<Pass>& passes, WeightType weights) {
+  std::string text = "scores of kvplan 1\n" + model.path().string() + "\n" +
+                     model.spec().kv_weights_sha256 + "\n" + weight_type_name(weights) + "\n";
   for (const TextWindow& window : windows)
     text +=
         std::to_string(window.index) + " " + sha256(std::as_bytes(std::span(window.tokens))) + "\n";
@@ -144,12 +144,12 @@ EvaluationState score_windows(const ModelReader& model, const std::vector<TextWi
                               const RunControl& control) {
   EvaluationState state(passes.size(), scored_range(options.window).count);
   const bool resumable = !options.partial_file.empty();
-  const std::string key = resumable ? inputs_key(model, windows, passes) : "";
+  const std::string key = resumable ? inputs_key(model, windows, passes, options.weights) : "";
   if (resumable) resume_state(state, key, options.partial_file);
   const auto window_count = static_cast<std::int64_t>(windows.size());
   if (state.windows() == window_count) return state;
 
-  const WindowScorer scorer(model, passes, options.window);
+  const WindowScorer scorer(model, passes, options.window, options.weights);
   const auto passes_per_window = static_cast<std::int64_t>(passes.size()) + 1;  // and the reference
   std::int64_t done = state.windows() * passes_per_window;
   int signal = 0;

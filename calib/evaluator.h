@@ -24,6 +24,7 @@ struct EvaluateOptions {
   // fills them.
   std::vector<std::string> modes = {"worst"};
   int threads = 0;
+  WeightType weights = WeightType::kFloat32;
   std::uint64_t bootstrap_seed = 0;
   int bootstrap_samples = 2000;
   std::string plan_name;  // candidate that kl_minus_plan is paired with

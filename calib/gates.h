@@ -1,5 +1,6 @@
 #pragma once
-// Gates: conditions on a plan's measured figures, for continuous integration ("kl<=.05,ppl_rise<=.03").
+// Gates: conditions on a plan's measured figures, for continuous integration
+// ("kl<=.05,ppl_rise<=.03").
 
 #include <string>
 #include <string_view>
@@ -20,6 +21,7 @@ struct Gate {
 std::vector<Gate> parse_gates(std::string_view text);
 
 /// One result per gate and mode of candidate `name`; the worst mode counts.
-std::vector<GateResult> apply_gates(const std::vector<Gate>& gates, const Validation& validation, const std::string& name);
+std::vector<GateResult> apply_gates(const std::vector<Gate>& gates, const Validation& validation,
+                                    const std::string& name);
 
 }  // namespace kvplan::calib

@@ -193,4 +193,8 @@ std::vector<double> rotary_frequencies(const ModelConfig& config) {
   return frequencies;
 }
 
+const char* weight_type_name(WeightType type) {
+  return type == WeightType::kFloat32 ? "fp32" : type == WeightType::kBFloat16 ? "bf16" : "fp16";
+}
+
 }  // namespace kvplan::calib

@@ -71,6 +71,7 @@ RunKey run_key(const ModelReader& model, const std::vector<TextWindow>& windows,
   return {{"model", model.spec().kv_weights_sha256},
           {"text", text_sha256(windows, sources)},
           {"window", std::to_string(options.window)},
+          {"dtype", weight_type_name(options.weights)},
           {"sinks", std::to_string(options.sink_tokens)},
           {"coherent", std::to_string(options.coherent_windows)},
           {"seed", std::to_string(options.seed)}};
@@ -150,7 +151,7 @@ void profile_windows(const ModelReader& model, std::span<const TextWindow> windo
                      const ProfileOptions& options, const RunControl& control, std::size_t done,
                      ProfileCheckpoint& checkpoint, WindowTree& tree, Profile& profile) {
   using Clock = std::chrono::steady_clock;
-  const Decoder decoder(model);
+  const Decoder decoder(model, options.weights);
   const FisherPass pass{decoder, model.path().string(), options.seed, control};
   const auto total = static_cast<std::int64_t>(windows.size());
   auto last_save = Clock::now();

@@ -20,6 +20,7 @@ struct ProfileOptions {
   int batch = 1;           // windows at once
   std::uint64_t seed = 0;  // of the sampled labels
   int threads = 0;         // 0: all cores
+  WeightType weights = WeightType::kFloat32;
   int checkpoint_seconds = 30;
   std::string program;  // kvplan version, written into the profile
 };

@@ -28,9 +28,10 @@ void append(TokenScores& scores, const at::Tensor& row) {
 
 ScoredRange scored_range(int window) { return {window / 4, window - 1 - window / 4}; }
 
-WindowScorer::WindowScorer(const ModelReader& model, const std::vector<Pass>& passes, int window)
+WindowScorer::WindowScorer(const ModelReader& model, const std::vector<Pass>& passes, int window,
+                           WeightType weights)
     : path_(model.path().string()),
-      decoder_(model),
+      decoder_(model, weights),
       passes_(passes),
       range_(scored_range(window)),
       chunk_rows_(

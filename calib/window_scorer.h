@@ -33,7 +33,8 @@ ScoredRange scored_range(int window);
 class WindowScorer {
  public:
   /// `passes` are borrowed and must outlive the scorer.
-  WindowScorer(const ModelReader& model, const std::vector<Pass>& passes, int window);
+  WindowScorer(const ModelReader& model, const std::vector<Pass>& passes, int window,
+               WeightType weights);
 
   /// Adds one window's scores to `state`. `go_on` is asked between forward passes; when it says no,
   /// `state` stays as it was and the answer is false. InputError when a forward pass gives NaN or

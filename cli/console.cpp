@@ -11,7 +11,8 @@ namespace {
 
 /// Columns on a terminal: code points, as all our text is one column wide per code point.
 std::size_t width_of(const std::string& s) {
-  return static_cast<std::size_t>(std::count_if(s.begin(), s.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+  return static_cast<std::size_t>(
+      std::count_if(s.begin(), s.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
 std::string padded(const std::string& s, std::size_t width, bool left) {
@@ -41,7 +42,8 @@ std::string TextTable::text() const {
   std::string out;
   const auto line = [&](const std::vector<std::string>& cells) {
     std::string row;
-    for (std::size_t c = 0; c < cells.size(); ++c) row += (c ? "  " : "") + padded(cells[c], width[c], c == 0);
+    for (std::size_t c = 0; c < cells.size(); ++c)
+      row += (c ? "  " : "") + padded(cells[c], width[c], c == 0);
     out += row.substr(0, row.find_last_not_of(' ') + 1) + '\n';
   };
   line(header_);
@@ -71,7 +73,8 @@ std::string significant(double x, int digits) {
   if (magnitude < -5) {
     std::snprintf(buffer, sizeof buffer, "%.*e", digits - 1, x);
   } else {
-    std::snprintf(buffer, sizeof buffer, "%.*f", std::max(0, digits - 1 - static_cast<int>(magnitude)), x);
+    std::snprintf(buffer, sizeof buffer, "%.*f",
+                  std::max(0, digits - 1 - static_cast<int>(magnitude)), x);
   }
   return buffer;
 }
@@ -88,10 +91,14 @@ std::string percent(double fraction, int decimals) {
   return buffer;
 }
 
-std::string megabytes(std::int64_t bytes) { return significant(static_cast<double>(bytes) / 1e6, 3) + " MB"; }
+std::string megabytes(std::int64_t bytes) {
+  return significant(static_cast<double>(bytes) / 1e6, 3) + " MB";
+}
 
 ProgressPrinter::ProgressPrinter(Verbosity verbosity)
-    : verbosity_(verbosity), terminal_(isatty(STDERR_FILENO) != 0), start_(std::chrono::steady_clock::now()) {}
+    : verbosity_(verbosity),
+      terminal_(isatty(STDERR_FILENO) != 0),
+      start_(std::chrono::steady_clock::now()) {}
 
 ProgressPrinter::~ProgressPrinter() { finish_line(); }
 
@@ -109,17 +116,21 @@ void ProgressPrinter::operator()(const Progress& p) {
     last_tenth_ = -1;
     start_ = std::chrono::steady_clock::now();
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   const std::int64_t fresh = p.done - first_done_;
-  std::string text = stage_ + " " + std::to_string(p.done) + "/" + std::to_string(p.total) + " " + std::string(p.unit) +
-                     ", " + clock_text(seconds);
+  std::string text = stage_ + " " + std::to_string(p.done) + "/" + std::to_string(p.total) + " " +
+                     std::string(p.unit) + ", " + clock_text(seconds);
   if (fresh > 0 && p.done < p.total) {
-    text += ", " + clock_text(seconds / static_cast<double>(fresh) * static_cast<double>(p.total - p.done)) + " left";
+    text +=
+        ", " +
+        clock_text(seconds / static_cast<double>(fresh) * static_cast<double>(p.total - p.done)) +
+        " left";
   }
   if (terminal_) {
     const int filled = static_cast<int>(30 * p.done / p.total);
-    std::fprintf(stderr, "\r[%s%s] %s\033[K", std::string(filled, '#').c_str(), std::string(30 - filled, '.').c_str(),
-                 text.c_str());
+    std::fprintf(stderr, "\r[%s%s] %s\033[K", std::string(filled, '#').c_str(),
+                 std::string(30 - filled, '.').c_str(), text.c_str());
     line_open_ = true;
     if (p.done == p.total) finish_line();
   } else if (const int tenth = static_cast<int>(10 * p.done / p.total); tenth != last_tenth_) {
@@ -130,7 +141,8 @@ void ProgressPrinter::operator()(const Progress& p) {
 }
 
 void log(Verbosity verbosity, std::string_view message) {
-  if (verbosity != Verbosity::kQuiet) std::fprintf(stderr, "%.*s\n", static_cast<int>(message.size()), message.data());
+  if (verbosity != Verbosity::kQuiet)
+    std::fprintf(stderr, "%.*s\n", static_cast<int>(message.size()), message.data());
 }
 
 }  // namespace kvplan::cli

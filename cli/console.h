@@ -12,7 +12,8 @@ namespace kvplan::cli {
 
 enum class Verbosity { kQuiet, kNormal, kVerbose };
 
-/// A table with right-aligned columns, first column left-aligned; printed as plain text or Markdown.
+/// A table with right-aligned columns, first column left-aligned; printed as plain text or
+/// Markdown.
 class TextTable {
  public:
   explicit TextTable(std::vector<std::string> header) : header_(std::move(header)) {}
@@ -25,7 +26,8 @@ class TextTable {
   std::vector<std::vector<std::string>> rows_;
 };
 
-/// `digits` significant digits, without exponent where that is readable ("0.0281", "22.69", "1.2e-05").
+/// `digits` significant digits, without exponent where that is readable ("0.0281", "22.69",
+/// "1.2e-05").
 std::string significant(double x, int digits = 3);
 std::string fixed(double x, int decimals);
 /// "+2.8 %".

@@ -32,9 +32,13 @@ int run(const std::filesystem::path& path, const GlobalOptions& global) {
 void add_inspect(CLI::App& app, GlobalOptions& global, Action& action) {
   auto* command = app.add_subcommand("inspect", "Show a model, profile, plan or validation");
   auto path = std::make_shared<std::filesystem::path>();
-  command->add_option("path", *path, "GGUF file, model folder, profile folder, plan folder or validation.json")->required();
+  command
+      ->add_option("path", *path,
+                   "GGUF file, model folder, profile folder, plan folder or validation.json")
+      ->required();
   add_global_options(*command, global);
-  command->callback([path, &global, &action] { action = [path, &global] { return run(*path, global); }; });
+  command->callback(
+      [path, &global, &action] { action = [path, &global] { return run(*path, global); }; });
 }
 
 }  // namespace kvplan::cli

@@ -33,10 +33,12 @@ int run(const cli::Action& action) {
   } catch (const InterruptedError& e) {
     return fail(128 + e.signal(), e.what());
   } catch (const std::bad_alloc&) {
-    return fail(5, "out of memory; use a smaller --window or --batch, or a machine with more memory");
+    return fail(5,
+                "out of memory; use a smaller --window or --batch, or a machine with more memory");
   } catch (const std::exception& e) {
     // LibTorch reports a failed allocation as a c10::Error, which is known here by its text alone.
-    const bool allocation = std::string_view(e.what()).find("allocate memory") != std::string_view::npos;
+    const bool allocation =
+        std::string_view(e.what()).find("allocate memory") != std::string_view::npos;
     return fail(allocation ? 5 : 1, e.what());
   }
 }
@@ -47,7 +49,9 @@ int main(int argc, char** argv) {
   CLI::App app{"Plans how the key/value cache of a transformer is quantised.", "kvplan"};
   app.set_version_flag("--version", cli::kProgram);
   app.require_subcommand(1);
-  app.fallthrough(false);
+  app.fallthrough();
+  app.set_config("--config", "", "Read flags from a TOML file with a section per command, [plan] and so on");
+  app.allow_config_extras(CLI::config_extras_mode::error);
   cli::GlobalOptions global;
   cli::Action action;
   cli::add_inspect(app, global, action);

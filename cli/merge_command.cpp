@@ -17,7 +17,8 @@ struct MergeFlags {
 
 int run(const MergeFlags& flags, const GlobalOptions& global) {
   if (!flags.weights.empty() && flags.weights.size() != flags.parts.size()) {
-    throw ArgumentError("--weight: expected one per profile (" + std::to_string(flags.parts.size()) + "), found " +
+    throw ArgumentError("--weight: expected one per profile (" +
+                        std::to_string(flags.parts.size()) + "), found " +
                         std::to_string(flags.weights.size()));
   }
   require_absent(flags.out / "profile.json", global);
@@ -27,7 +28,8 @@ int run(const MergeFlags& flags, const GlobalOptions& global) {
   merged.program = kProgram;
   merged.summary = quant::summarise(merged);
   if (global.dry_run) {
-    std::cout << "would write " << merged.windows.size() << " windows into " << flags.out.string() << '\n';
+    std::cout << "would write " << merged.windows.size() << " windows into " << flags.out.string()
+              << '\n';
     return 0;
   }
   const FolderLock lock(flags.out);
@@ -45,7 +47,8 @@ void add_merge(CLI::App& app, GlobalOptions& global, Action& action) {
   command->add_option("--weight", flags->weights, "Weight of each profile's sums (default 1)");
   command->add_option("--out,-o", flags->out, "Folder of the merged profile")->required();
   add_global_options(*command, global);
-  command->callback([flags, &global, &action] { action = [flags, &global] { return run(*flags, global); }; });
+  command->callback(
+      [flags, &global, &action] { action = [flags, &global] { return run(*flags, global); }; });
 }
 
 }  // namespace kvplan::cli

@@ -1,6 +1,7 @@
 #include "cli/options.h"
 
 #include <csignal>
+#include <map>
 #include <sstream>
 
 #include "schemas/error.h"
@@ -20,8 +21,11 @@ std::pair<double, double> parse_part(const std::string& part) {
   std::istringstream in(part);
   double begin = -1, end = -1;
   char colon = 0;
-  if (!(in >> begin >> colon >> end) || colon != ':' || !in.eof() || begin < 0 || end > 1 || begin >= end) {
-    throw ArgumentError("--part: expected A:B, token fractions with 0 <= A < B <= 1 such as 0:0.5; found '" + part + "'");
+  if (!(in >> begin >> colon >> end) || colon != ':' || !in.eof() || begin < 0 || end > 1 ||
+      begin >= end) {
+    throw ArgumentError(
+        "--part: expected A:B, token fractions with 0 <= A < B <= 1 such as 0:0.5; found '" + part +
+        "'");
   }
   return {begin, end};
 }
@@ -29,23 +33,46 @@ std::pair<double, double> parse_part(const std::string& part) {
 }  // namespace
 
 void add_global_options(CLI::App& command, GlobalOptions& o) {
-  command.add_flag("--json", o.json, "Print one JSON document on stdout instead of text")->group("Everywhere");
-  command.add_flag("--quiet,-q", o.quiet, "No progress and no notes on stderr")->group("Everywhere");
-  command.add_flag("--verbose,-v", o.verbose, "More notes on stderr")->excludes("--quiet")->group("Everywhere");
+  command.add_flag("--json", o.json, "Print one JSON document on stdout instead of text")
+      ->group("Everywhere");
+  command.add_flag("--quiet,-q", o.quiet, "No progress and no notes on stderr")
+      ->group("Everywhere");
+  command.add_flag("--verbose,-v", o.verbose, "More notes on stderr")
+      ->excludes("--quiet")
+      ->group("Everywhere");
   command.add_flag("--force", o.force, "Overwrite an existing output")->group("Everywhere");
-  command.add_flag("--dry-run", o.dry_run, "Check every input, say what would be done, write nothing")->group("Everywhere");
+  command
+      .add_flag("--dry-run", o.dry_run, "Check every input, say what would be done, write nothing")
+      ->group("Everywhere");
   command.add_option("--threads", o.threads, "CPU threads; 0: all cores. Never changes a plan")
-      ->check(CLI::Range(0, 4096))->group("Everywhere");
-  command.add_option("--seed", o.seed, "Seed of every random draw of this command")->group("Everywhere");
-  command.set_config("--config", "", "Read flags from a TOML or INI file")->group("Everywhere");
+      ->check(CLI::Range(0, 4096))
+      ->group("Everywhere");
+  command.add_option("--seed", o.seed, "Seed of every random draw of this command")
+      ->group("Everywhere");
 }
 
 void add_model_text_options(CLI::App& command, ModelTextOptions& o, bool required) {
-  command.add_option("--model,-m", o.model, "GGUF file, or Hugging Face folder with config.json")->required(required);
-  command.add_option("--text,-t", o.text, "Text files: UTF-8, or .jsonl with a \"text\" field; several files take turns")
+  command.add_option("--model,-m", o.model, "GGUF file, or Hugging Face folder with config.json")
       ->required(required);
-  command.add_option("--part", o.part, "Token fractions A:B of every text file")->capture_default_str();
-  command.add_option("--window", o.window, "Tokens per window")->check(CLI::Range(16, 1 << 20))->capture_default_str();
+  command
+      .add_option("--text,-t", o.text,
+                  "Text files: UTF-8, or .jsonl with a \"text\" field; several files take turns")
+      ->required(required);
+  command.add_option("--part", o.part, "Token fractions A:B of every text file")
+      ->capture_default_str();
+  command.add_option("--window", o.window, "Tokens per window")
+      ->check(CLI::Range(16, 1 << 20))
+      ->capture_default_str();
+  std::map<std::string, calib::WeightType> types;
+  for (const auto type :
+       {calib::WeightType::kFloat32, calib::WeightType::kBFloat16, calib::WeightType::kFloat16}) {
+    types[calib::weight_type_name(type)] = type;
+  }
+  command
+      .add_option("--dtype", o.weights,
+                  "Layer matrices in memory: fp32, bf16 or fp16; arithmetic is fp32")
+      ->transform(CLI::CheckedTransformer(types))
+      ->default_str("fp32");
 }
 
 std::vector<ProfileSource> ModelText::source_infos() const {
@@ -65,8 +92,9 @@ ModelText open_model_text(const ModelTextOptions& o, std::int64_t max_windows) {
     for (const auto id : out.sources.back().tokens) {
       if (id < 0 || id >= vocabulary) {
         throw InputError(o.model.string(), "tokenizer",
-                         "token id " + std::to_string(id) + " in " + file.string() + " is outside the model's vocabulary of " +
-                             std::to_string(vocabulary) + "; this tokenizer belongs to another model");
+                         "token id " + std::to_string(id) + " in " + file.string() +
+                             " is outside the model's vocabulary of " + std::to_string(vocabulary) +
+                             "; this tokenizer belongs to another model");
       }
     }
   }
@@ -75,7 +103,8 @@ ModelText open_model_text(const ModelTextOptions& o, std::int64_t max_windows) {
 }
 
 RunControl run_control(ProgressPrinter& printer) {
-  return {[&printer](const Progress& p) { printer(p); }, [] { return static_cast<int>(received_signal); }};
+  return {[&printer](const Progress& p) { printer(p); },
+          [] { return static_cast<int>(received_signal); }};
 }
 
 void install_signal_handlers() {
@@ -95,7 +124,8 @@ std::vector<std::string> split_list(const std::string& text) {
 
 void require_absent(const std::filesystem::path& path, const GlobalOptions& o) {
   if (!o.force && std::filesystem::exists(path)) {
-    throw EnvironmentError(path.string(), "exists already; give another --out, or --force to overwrite it");
+    throw EnvironmentError(path.string(),
+                           "exists already; give another --out, or --force to overwrite it");
   }
 }
 

@@ -30,6 +30,7 @@ struct ModelTextOptions {
   std::string part = "0:1";
   int window = 1024;
   int batch = 1;
+  calib::WeightType weights = calib::WeightType::kFloat32;
 };
 
 void add_model_text_options(CLI::App& command, ModelTextOptions& options, bool required = true);
@@ -55,7 +56,8 @@ void install_signal_handlers();
 /// "a,b,c" -> {"a","b","c"}; empty text gives none.
 std::vector<std::string> split_list(const std::string& text);
 
-/// Refuses to overwrite: EnvironmentError if `path` exists and neither --force nor --dry-run is given.
+/// Refuses to overwrite: EnvironmentError if `path` exists and neither --force nor --dry-run is
+/// given.
 void require_absent(const std::filesystem::path& path, const GlobalOptions& options);
 
 inline constexpr const char* kProgram = "kvplan " KVPLAN_VERSION;

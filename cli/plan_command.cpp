@@ -39,8 +39,10 @@ planner::Merge parse_merge(const std::string& name) {
 }
 
 BudgetSpec parse_budget(const PlanFlags& f) {
-  const std::pair<const char*, double> given[] = {
-      {"bits", f.bits}, {"bytes_per_token", f.bytes_per_token}, {"gib", f.gib}, {"max_kl", f.max_kl}};
+  const std::pair<const char*, double> given[] = {{"bits", f.bits},
+                                                  {"bytes_per_token", f.bytes_per_token},
+                                                  {"gib", f.gib},
+                                                  {"max_kl", f.max_kl}};
   BudgetSpec budget{"none", 0};
   for (const auto& [kind, value] : given) {
     if (value > 0) budget = {kind, value};
@@ -51,7 +53,8 @@ BudgetSpec parse_budget(const PlanFlags& f) {
 quant::FitOptions fit_options(const PlanFlags& f, const GlobalOptions& global) {
   quant::FitOptions o = quant::default_fit_options(f.codec);
   o.context = f.context;
-  o.max_width = f.widths.empty() ? f.max_width : *std::max_element(f.widths.begin(), f.widths.end());
+  o.max_width =
+      f.widths.empty() ? f.max_width : *std::max_element(f.widths.begin(), f.widths.end());
   o.seed = global.seed;
   o.threads = global.threads;
   o.centre = !f.no_centre;
@@ -63,7 +66,8 @@ quant::FitOptions fit_options(const PlanFlags& f, const GlobalOptions& global) {
   for (const auto& item : f.codebooks) {
     const auto eq = item.find('=');
     if (eq != 1 || item[0] < '1' || item[0] > '8') {
-      throw ArgumentError("--codebook: expected WIDTH=NAME such as 2=lloyd_max; found '" + item + "'");
+      throw ArgumentError("--codebook: expected WIDTH=NAME such as 2=lloyd_max; found '" + item +
+                          "'");
     }
     o.codebooks[item[0] - '0'] = item.substr(2);
   }
@@ -76,13 +80,15 @@ std::vector<FrontPoint> thinned_front(const CostTable& table) {
   const std::size_t kept = std::min(front.size(), kFrontPoints);
   for (std::size_t i = 0; i < kept; ++i) {
     const auto& point = front[kept == 1 ? 0 : i * (front.size() - 1) / (kept - 1)];
-    out.push_back({static_cast<double>(point.size_bits) / static_cast<double>(table.elements), point.cost});
+    out.push_back(
+        {static_cast<double>(point.size_bits) / static_cast<double>(table.elements), point.cost});
   }
   return out;
 }
 
 /// The policies that are published rules for rotated codecs and fix their widths themselves.
-std::vector<quant::Fit::LayerWidths> rule_widths(const Profile& profile, const std::string& policy) {
+std::vector<quant::Fit::LayerWidths> rule_widths(const Profile& profile,
+                                                 const std::string& policy) {
   const auto layers = profile.summary.size();
   std::vector<planner::SideWidths> widths;
   if (policy == "rank432") {
@@ -98,8 +104,9 @@ std::vector<quant::Fit::LayerWidths> rule_widths(const Profile& profile, const s
     out[l].v = widths[l].v;
   }
   if (policy == "outlier83") {
-    const auto channels = planner::outlier83_channels(profile.summary, quant::key_channel_rms(profile), profile.model.kv_heads,
-                                                      profile.model.head_dim);
+    const auto channels =
+        planner::outlier83_channels(profile.summary, quant::key_channel_rms(profile),
+                                    profile.model.kv_heads, profile.model.head_dim);
     for (std::size_t l = 0; l < layers; ++l) out[l].outliers_k = channels[l];
   }
   return out;
@@ -110,15 +117,20 @@ Allocation allocate(const CostTable& table, std::int64_t bits) {
   try {
     return planner::allocate(table, bits);
   } catch (const InfeasibleError& e) {
-    const auto per_element = [&](double x) { return significant(x / static_cast<double>(table.elements), 4) + " effective bits"; };
-    throw InfeasibleError(e.requested(), e.minimum(),
-                          "no plan fits " + per_element(e.requested()) + " per element; the smallest feasible budget is " +
-                              per_element(e.minimum()) + " (" + fixed(std::ceil(e.minimum() / 8), 0) +
-                              " bytes per token); widen the budget, or relax --widths, --merge or --skip-layers");
+    const auto per_element = [&](double x) {
+      return significant(x / static_cast<double>(table.elements), 4) + " effective bits";
+    };
+    throw InfeasibleError(
+        e.requested(), e.minimum(),
+        "no plan fits " + per_element(e.requested()) +
+            " per element; the smallest feasible budget is " + per_element(e.minimum()) + " (" +
+            fixed(std::ceil(e.minimum() / 8), 0) +
+            " bytes per token); widen the budget, or relax --widths, --merge or --skip-layers");
   }
 }
 
-PlanBundle make_plan(const Profile& profile, const std::string& profile_sha, const PlanFlags& flags, const GlobalOptions& global) {
+PlanBundle make_plan(const Profile& profile, const std::string& profile_sha, const PlanFlags& flags,
+                     const GlobalOptions& global) {
   quant::PlanHeader header;
   header.budget = parse_budget(flags);
   header.policy = flags.policy;
@@ -126,7 +138,8 @@ PlanBundle make_plan(const Profile& profile, const std::string& profile_sha, con
   header.profile_sha256 = profile_sha;
   header.program = kProgram;
   const quant::Fit fit(profile, fit_options(flags, global));
-  if (flags.policy != "fisher" && flags.policy != "uniform") return fit.assemble(rule_widths(profile, flags.policy), header);
+  if (flags.policy != "fisher" && flags.policy != "uniform")
+    return fit.assemble(rule_widths(profile, flags.policy), header);
 
   planner::Constraints constraints;
   constraints.merge = flags.policy == "uniform" ? planner::Merge::kAll : parse_merge(flags.merge);
@@ -140,9 +153,10 @@ PlanBundle make_plan(const Profile& profile, const std::string& profile_sha, con
   geometry.batch = flags.batch;
   geometry.sink_tokens = profile.sink_tokens;
   geometry.page_tokens = kPageTokens;
-  const auto allocation = header.budget.kind == "max_kl"
-                              ? planner::allocate_for_cost(merged.table, header.budget.value)
-                              : allocate(merged.table, planner::budget_bits(header.budget, geometry));
+  const auto allocation =
+      header.budget.kind == "max_kl"
+          ? planner::allocate_for_cost(merged.table, header.budget.value)
+          : allocate(merged.table, planner::budget_bits(header.budget, geometry));
   return fit.assemble(planner::expand(merged, fit.costs(), allocation), header);
 }
 
@@ -150,11 +164,13 @@ int run(const PlanFlags& flags, const GlobalOptions& global) {
   const bool has_budget = parse_budget(flags).kind != "none";
   const bool takes_budget = flags.policy == "fisher" || flags.policy == "uniform";
   if (takes_budget && !has_budget) {
-    throw ArgumentError("plan: policy " + flags.policy + " needs a budget: one of --bits, --bytes-per-token, --gib, --max-kl");
+    throw ArgumentError("plan: policy " + flags.policy +
+                        " needs a budget: one of --bits, --bytes-per-token, --gib, --max-kl");
   }
   if (!takes_budget && (has_budget || flags.codec != "rotated")) {
     throw ArgumentError("plan: policy " + flags.policy +
-                        " is a published rule for rotated codecs that fixes its widths: give --codec rotated and no budget");
+                        " is a published rule for rotated codecs that fixes its widths: give "
+                        "--codec rotated and no budget");
   }
   require_absent(flags.out, global);
   const auto profile = read_profile(flags.profile);
@@ -164,7 +180,8 @@ int run(const PlanFlags& flags, const GlobalOptions& global) {
   geometry.context = flags.context;
   geometry.sink_tokens = profile.sink_tokens;
   geometry.page_tokens = kPageTokens;
-  bundle.plan.effective_bits_at_context = planner::effective_bits_at_context(bundle.plan.effective_bits, geometry);
+  bundle.plan.effective_bits_at_context =
+      planner::effective_bits_at_context(bundle.plan.effective_bits, geometry);
   if (!global.dry_run) write_plan(bundle, flags.out, global.force);
   std::cout << (global.json ? plan_json(bundle) : describe(bundle));
   return 0;
@@ -173,36 +190,61 @@ int run(const PlanFlags& flags, const GlobalOptions& global) {
 }  // namespace
 
 void add_plan(CLI::App& app, GlobalOptions& global, Action& action) {
-  auto* command = app.add_subcommand("plan", "Allocate bits exactly over layers, K and V, heads and channel groups");
+  auto* command = app.add_subcommand(
+      "plan", "Allocate bits exactly over layers, K and V, heads and channel groups");
   auto f = std::make_shared<PlanFlags>();
   command->add_option("--profile,-p", f->profile, "Profile folder")->required();
   auto* budget = command->add_option_group("Budget (one)");
-  budget->add_option("--bits", f->bits, "Effective bits per element, everything stored counted")->check(CLI::PositiveNumber);
-  budget->add_option("--bytes-per-token", f->bytes_per_token, "Bytes per packed token, all layers")->check(CLI::PositiveNumber);
-  budget->add_option("--gib", f->gib, "GiB for --batch sequences of --context tokens")->check(CLI::PositiveNumber);
-  budget->add_option("--max-kl", f->max_kl, "Smallest plan with at most this predicted KL (nats per token)")
+  budget->add_option("--bits", f->bits, "Effective bits per element, everything stored counted")
+      ->check(CLI::PositiveNumber);
+  budget->add_option("--bytes-per-token", f->bytes_per_token, "Bytes per packed token, all layers")
+      ->check(CLI::PositiveNumber);
+  budget->add_option("--gib", f->gib, "GiB for --batch sequences of --context tokens")
+      ->check(CLI::PositiveNumber);
+  budget
+      ->add_option("--max-kl", f->max_kl,
+                   "Smallest plan with at most this predicted KL (nats per token)")
       ->check(CLI::PositiveNumber);
   budget->require_option(0, 1);
-  command->add_option("--context", f->context, "Context length the plan is made for")->check(CLI::Range(1, 1 << 27))
+  command->add_option("--context", f->context, "Context length the plan is made for")
+      ->check(CLI::Range(1, 1 << 27))
       ->capture_default_str();
-  command->add_option("--batch", f->batch, "Sequences held, for --gib")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  command->add_option("--batch", f->batch, "Sequences held, for --gib")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   command->add_option("--policy", f->policy, "fisher, uniform, rank432, norm-ratio or outlier83")
-      ->check(CLI::IsMember({"fisher", "uniform", "rank432", "norm-ratio", "outlier83"}))->capture_default_str();
-  command->add_option("--codec", f->codec, "calibrated or rotated")->check(CLI::IsMember({"calibrated", "rotated"}))
+      ->check(CLI::IsMember({"fisher", "uniform", "rank432", "norm-ratio", "outlier83"}))
       ->capture_default_str();
-  command->add_option("--codebook", f->codebooks, "WIDTH=lloyd_max|uniform (default: 2=uniform, others lloyd_max)");
-  command->add_option("--group-size", f->group_size, "Coordinates that share a width")->check(CLI::IsMember({8, 16, 32, 64, 128}))
+  command->add_option("--codec", f->codec, "calibrated or rotated")
+      ->check(CLI::IsMember({"calibrated", "rotated"}))
       ->capture_default_str();
-  command->add_option("--norm", f->norm, "log8 (calibrated default) or fp16")->check(CLI::IsMember({"log8", "fp16"}));
-  command->add_option("--scale-rule", f->scale_rule, "one, norm_corrected (rotated default), biased, unbiased (calibrated default)")
+  command->add_option("--codebook", f->codebooks,
+                      "WIDTH=lloyd_max|uniform (default: 2=uniform, others lloyd_max)");
+  command->add_option("--group-size", f->group_size, "Coordinates that share a width")
+      ->check(CLI::IsMember({8, 16, 32, 64, 128}))
+      ->capture_default_str();
+  command->add_option("--norm", f->norm, "log8 (calibrated default) or fp16")
+      ->check(CLI::IsMember({"log8", "fp16"}));
+  command
+      ->add_option("--scale-rule", f->scale_rule,
+                   "one, norm_corrected (rotated default), biased, unbiased (calibrated default)")
       ->check(CLI::IsMember({"one", "norm_corrected", "biased", "unbiased"}));
-  command->add_option("--rotation", f->rotation, "Rotated codec: haar (default), hadamard or signed_hadamard")
+  command
+      ->add_option("--rotation", f->rotation,
+                   "Rotated codec: haar (default), hadamard or signed_hadamard")
       ->check(CLI::IsMember({"haar", "hadamard", "signed_hadamard"}));
   command->add_flag("--no-centre", f->no_centre, "Do not subtract the mean");
-  command->add_option("--max-width", f->max_width, "Largest width")->check(CLI::Range(1, 8))->capture_default_str();
-  command->add_option("--widths", f->widths, "Allowed widths, such as 0,2,4")->delimiter(',')->check(CLI::Range(0, 8));
-  command->add_option("--merge", f->merge, "One width per tensor, per layer (K = V), or one K and one V width for all (kv)")
-      ->check(CLI::IsMember({"none", "tensor", "layer", "kv"}))->capture_default_str();
+  command->add_option("--max-width", f->max_width, "Largest width")
+      ->check(CLI::Range(1, 8))
+      ->capture_default_str();
+  command->add_option("--widths", f->widths, "Allowed widths, such as 0,2,4")
+      ->delimiter(',')
+      ->check(CLI::Range(0, 8));
+  command
+      ->add_option("--merge", f->merge,
+                   "One width per tensor, per layer (K = V), or one K and one V width for all (kv)")
+      ->check(CLI::IsMember({"none", "tensor", "layer", "kv"}))
+      ->capture_default_str();
   command->add_option("--skip-layers", f->skip_layers, "Layers kept in fp16")->delimiter(',');
   command->add_option("--out,-o", f->out, "Folder of the plan")->required();
   add_global_options(*command, global);

@@ -30,26 +30,29 @@ void keep_shard(const std::string& shard, std::vector<calib::TextWindow>& window
     throw ArgumentError("--shard: " + std::to_string(n) + " shards of " + std::to_string(count) +
                         " windows; use at most as many shards as windows");
   }
-  const std::vector<calib::TextWindow> part(windows.begin() + i * count / n, windows.begin() + (i + 1) * count / n);
+  const std::vector<calib::TextWindow> part(windows.begin() + i * count / n,
+                                            windows.begin() + (i + 1) * count / n);
   windows = part;
 }
 
 int run(const ProfileFlags& flags, const GlobalOptions& global) {
   if (flags.tokens < flags.input.window) {
-    throw ArgumentError("--tokens " + std::to_string(flags.tokens) + " is less than one --window of " +
-                        std::to_string(flags.input.window) + " tokens");
+    throw ArgumentError("--tokens " + std::to_string(flags.tokens) +
+                        " is less than one --window of " + std::to_string(flags.input.window) +
+                        " tokens");
   }
   require_absent(flags.out / "profile.json", global);
   auto input = open_model_text(flags.input, flags.tokens / flags.input.window);
   keep_shard(flags.shard, input.windows);
   const auto windows = static_cast<std::int64_t>(input.windows.size());
   if (windows * flags.input.window < flags.tokens && flags.shard.empty()) {
-    log(global.verbosity(), "note: the text holds " + std::to_string(windows * flags.input.window) + " tokens in whole windows, " +
-                                std::to_string(flags.tokens) + " were asked for");
+    log(global.verbosity(), "note: the text holds " + std::to_string(windows * flags.input.window) +
+                                " tokens in whole windows, " + std::to_string(flags.tokens) +
+                                " were asked for");
   }
   if (global.dry_run) {
-    std::cout << "would profile " << windows << " windows of " << flags.input.window << " tokens into " << flags.out.string()
-              << '\n';
+    std::cout << "would profile " << windows << " windows of " << flags.input.window
+              << " tokens into " << flags.out.string() << '\n';
     return 0;
   }
   calib::ProfileOptions options;
@@ -59,14 +62,15 @@ int run(const ProfileFlags& flags, const GlobalOptions& global) {
   options.coherent_windows = flags.coherent;
   options.seed = global.seed;
   options.threads = global.threads;
+  options.weights = flags.input.weights;
   options.program = kProgram;
   if (global.force) {
     std::filesystem::remove(flags.out / "profile.json");
     std::filesystem::remove_all(flags.out / "checkpoint");
   }
   ProgressPrinter printer(global.verbosity());
-  const auto profile =
-      calib::run_profile(*input.model, input.windows, input.source_infos(), options, flags.out, run_control(printer));
+  const auto profile = calib::run_profile(*input.model, input.windows, input.source_infos(),
+                                          options, flags.out, run_control(printer));
   std::cout << (global.json ? profile_json(profile) : describe(profile));
   return 0;
 }
@@ -74,19 +78,34 @@ int run(const ProfileFlags& flags, const GlobalOptions& global) {
 }  // namespace
 
 void add_profile(CLI::App& app, GlobalOptions& global, Action& action) {
-  auto* command = app.add_subcommand("profile", "Gather K/V statistics and Fisher matrices of a model on calibration text");
+  auto* command = app.add_subcommand(
+      "profile", "Gather K/V statistics and Fisher matrices of a model on calibration text");
   auto flags = std::make_shared<ProfileFlags>();
   add_model_text_options(*command, flags->input);
-  command->add_option("--tokens", flags->tokens, "Calibration tokens, in whole windows")->capture_default_str();
-  command->add_option("--batch", flags->input.batch, "Windows at once")->check(CLI::Range(1, 1024))->capture_default_str();
-  command->add_option("--sinks", flags->sinks, "First positions kept out of the statistics, fp16 at run time")
-      ->check(CLI::Range(0, 64))->capture_default_str();
-  command->add_option("--coherent", flags->coherent, "Windows whose coherent sums are kept (cost of width 0)")
-      ->check(CLI::Range(1, 4096))->capture_default_str();
-  command->add_option("--shard", flags->shard, "I/N: profile only the I-th of N runs of windows, for `merge`");
-  command->add_option("--out,-o", flags->out, "Folder of the profile; an interrupted run continues there")->required();
+  command->add_option("--tokens", flags->tokens, "Calibration tokens, in whole windows")
+      ->capture_default_str();
+  command->add_option("--batch", flags->input.batch, "Windows at once")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command
+      ->add_option("--sinks", flags->sinks,
+                   "First positions kept out of the statistics, fp16 at run time")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
+  command
+      ->add_option("--coherent", flags->coherent,
+                   "Windows whose coherent sums are kept (cost of width 0)")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command->add_option("--shard", flags->shard,
+                      "I/N: profile only the I-th of N runs of windows, for `merge`");
+  command
+      ->add_option("--out,-o", flags->out,
+                   "Folder of the profile; an interrupted run continues there")
+      ->required();
   add_global_options(*command, global);
-  command->callback([flags, &global, &action] { action = [flags, &global] { return run(*flags, global); }; });
+  command->callback(
+      [flags, &global, &action] { action = [flags, &global] { return run(*flags, global); }; });
 }
 
 }  // namespace kvplan::cli

@@ -19,7 +19,8 @@ struct ReportFlags {
 };
 
 int run(const ReportFlags& flags, const GlobalOptions& global) {
-  if (flags.profile.empty() && flags.plans.empty()) throw ArgumentError("report: give --profile, --plan or both");
+  if (flags.profile.empty() && flags.plans.empty())
+    throw ArgumentError("report: give --profile, --plan or both");
   require_absent(flags.out, global);
   std::vector<Validation> validations;
   for (const auto& path : flags.validations) validations.push_back(read_validation(path));
@@ -28,14 +29,17 @@ int run(const ReportFlags& flags, const GlobalOptions& global) {
     const auto bundle = read_plan(path);
     const auto folder = fs::is_directory(path) ? path : path.parent_path();
     auto candidates = validations;
-    if (fs::exists(folder / "validation.json")) candidates.push_back(read_validation(folder / "validation.json"));
+    if (fs::exists(folder / "validation.json"))
+      candidates.push_back(read_validation(folder / "validation.json"));
     ReportPlan entry{folder.filename().string(), plan_json(bundle), ""};
     for (const auto& validation : candidates) {
-      if (validation.plan_sha256 == bundle.sha256) entry.validation_json = validation_json(validation);
+      if (validation.plan_sha256 == bundle.sha256)
+        entry.validation_json = validation_json(validation);
     }
     plans.push_back(std::move(entry));
   }
-  const auto html = report_html(flags.profile.empty() ? "" : profile_json(read_profile(flags.profile)), plans);
+  const auto html =
+      report_html(flags.profile.empty() ? "" : profile_json(read_profile(flags.profile)), plans);
   if (!global.dry_run) write_file_atomically(flags.out, html);
   if (global.json) {
     std::cout << R"({"report":")" << flags.out.string() << R"(","bytes":)" << html.size() << "}\n";
@@ -48,11 +52,14 @@ int run(const ReportFlags& flags, const GlobalOptions& global) {
 }  // namespace
 
 void add_report(CLI::App& app, GlobalOptions& global, Action& action) {
-  auto* command = app.add_subcommand("report", "One self-contained HTML page of a profile, plans and validations");
+  auto* command = app.add_subcommand(
+      "report", "One self-contained HTML page of a profile, plans and validations");
   auto f = std::make_shared<ReportFlags>();
   command->add_option("--profile", f->profile, "Profile folder");
-  command->add_option("--plan,-p", f->plans, "Plan folders; a validation.json inside is taken along");
-  command->add_option("--validation", f->validations, "Further validation files; matched to the plans by SHA-256");
+  command->add_option("--plan,-p", f->plans,
+                      "Plan folders; a validation.json inside is taken along");
+  command->add_option("--validation", f->validations,
+                      "Further validation files; matched to the plans by SHA-256");
   command->add_option("--out,-o", f->out, "HTML file")->required();
   add_global_options(*command, global);
   command->callback([f, &global, &action] { action = [f, &global] { return run(*f, global); }; });

@@ -21,20 +21,27 @@ struct ValidateFlags {
 };
 
 /// Held-out means held out: refuses text that overlaps what the plan was calibrated on.
-void require_held_out(const PlanBundle& bundle, const ModelText& input, const std::filesystem::path& plan) {
+void require_held_out(const PlanBundle& bundle, const ModelText& input,
+                      const std::filesystem::path& plan) {
   for (const auto& seen : bundle.plan.provenance.sources) {
     for (const auto& source : input.sources) {
-      if (seen.sha256 == source.info.sha256 && seen.part_begin < source.info.part_end && source.info.part_begin < seen.part_end) {
-        throw InputError(plan.string(), "/provenance/sources",
-                         "was calibrated on " + seen.name + " [" + significant(seen.part_begin) + ":" + significant(seen.part_end) +
-                             "], which overlaps the text to validate on; choose another --part (such as " +
-                             significant(seen.part_end) + ":1) or text, or --allow-calibration-text to measure in sample");
+      if (seen.sha256 == source.info.sha256 && seen.part_begin < source.info.part_end &&
+          source.info.part_begin < seen.part_end) {
+        throw InputError(
+            plan.string(), "/provenance/sources",
+            "was calibrated on " + seen.name + " [" + significant(seen.part_begin) + ":" +
+                significant(seen.part_end) +
+                "], which overlaps the text to validate on; choose another --part (such as " +
+                significant(seen.part_end) +
+                ":1) or text, or --allow-calibration-text to measure in sample");
       }
     }
   }
 }
 
-std::vector<double> frequencies(const calib::ModelReader& model) { return calib::rotary_frequencies(model.config()); }
+std::vector<double> frequencies(const calib::ModelReader& model) {
+  return calib::rotary_frequencies(model.config());
+}
 
 int run(const ValidateFlags& flags, const GlobalOptions& global) {
   const auto gates = calib::parse_gates(flags.gate);
@@ -45,33 +52,38 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
   const auto input = open_model_text(flags.input, flags.windows);
   std::vector<calib::Candidate> candidates;
   for (std::size_t i = 0; i < bundles.size(); ++i) {
-    require_same_model(bundles[i].plan.model, input.model->spec(), flags.plans[i].string(), flags.allow_other_weights);
+    require_same_model(bundles[i].plan.model, input.model->spec(), flags.plans[i].string(),
+                       flags.allow_other_weights);
     if (!flags.allow_calibration_text) require_held_out(bundles[i], input, flags.plans[i]);
     candidates.push_back({i == 0 ? "plan" : flags.plans[i].filename().string(), nullptr});
   }
   const Plan plan = bundles.front().plan;
-  const auto names = flags.baselines == "nearest" ? quant::nearest_baselines(plan.effective_bits, plan.model)
-                                                  : split_list(flags.baselines == "none" ? "" : flags.baselines);
+  const auto names = flags.baselines == "nearest"
+                         ? quant::nearest_baselines(plan.effective_bits, plan.model)
+                         : split_list(flags.baselines == "none" ? "" : flags.baselines);
   for (const auto& name : names) {
-    bundles.push_back(quant::baseline_plan(name, input.model->spec(), plan.sink_tokens, plan.context, global.seed,
-                                           frequencies(*input.model)));
+    bundles.push_back(quant::baseline_plan(name, input.model->spec(), plan.sink_tokens,
+                                           plan.context, global.seed, frequencies(*input.model)));
     candidates.push_back({name, nullptr});
   }
   for (std::size_t i = 0; i < bundles.size(); ++i) candidates[i].bundle = &bundles[i];
   if (global.dry_run) {
-    std::cout << "would evaluate " << candidates.size() + 1 << " candidates on " << input.windows.size() << " windows of "
-              << flags.input.window << " tokens and write " << out.string() << '\n';
+    std::cout << "would evaluate " << candidates.size() + 1 << " candidates on "
+              << input.windows.size() << " windows of " << flags.input.window
+              << " tokens and write " << out.string() << '\n';
     return 0;
   }
   calib::EvaluateOptions options;
   options.window = flags.input.window;
   options.modes = split_list(flags.modes);
   options.threads = global.threads;
+  options.weights = flags.input.weights;
   options.bootstrap_seed = global.seed;
   options.plan_name = "plan";
   options.partial_file = out.string() + ".partial";
   ProgressPrinter printer(global.verbosity());
-  Validation validation = calib::evaluate(*input.model, input.windows, candidates, options, run_control(printer));
+  Validation validation =
+      calib::evaluate(*input.model, input.windows, candidates, options, run_control(printer));
   validation.plan_sha256 = bundles.front().sha256;
   validation.model_sha256 = input.model->spec().kv_weights_sha256;
   validation.part_begin = input.part_begin;
@@ -94,23 +106,40 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
 }  // namespace
 
 void add_validate(CLI::App& app, GlobalOptions& global, Action& action) {
-  auto* command = app.add_subcommand("validate", "Perplexity and KL of a plan and baselines on text that calibration never saw");
+  auto* command = app.add_subcommand(
+      "validate", "Perplexity and KL of a plan and baselines on text that calibration never saw");
   auto f = std::make_shared<ValidateFlags>();
   add_model_text_options(*command, f->input);
-  command->add_option("--plan,-p", f->plans, "Plan folders; the first is the plan under test, the others are compared with it")
+  command
+      ->add_option(
+          "--plan,-p", f->plans,
+          "Plan folders; the first is the plan under test, the others are compared with it")
       ->required();
-  command->add_option("--baselines", f->baselines,
-                      "nearest (q8_0, q4_0, TurboQuant and KIVI at the nearest bits), none, or a list such as q4_0,turboquant:3,kivi:2")
+  command
+      ->add_option("--baselines", f->baselines,
+                   "nearest (q8_0, q4_0, TurboQuant and KIVI at the nearest bits), none, or a list "
+                   "such as q4_0,turboquant:3,kivi:2")
       ->capture_default_str();
-  command->add_option("--windows", f->windows, "Windows to evaluate, from the beginning of the part; 0: all")
-      ->check(CLI::Range(0, 1 << 24))->capture_default_str();
-  command->add_option("--mode", f->modes, "worst (every vector quantised as produced), decode (last open page fp16), or both")
-      ->check(CLI::IsMember({"worst", "decode", "worst,decode"}))->capture_default_str();
-  command->add_option("--gate", f->gate, "Fail with exit code 6 unless, for example, 'kl<=.05,ppl_rise<=.03'");
+  command
+      ->add_option("--windows", f->windows,
+                   "Windows to evaluate, from the beginning of the part; 0: all")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--mode", f->modes,
+          "worst (every vector quantised as produced), decode (last open page fp16), or both")
+      ->check(CLI::IsMember({"worst", "decode", "worst,decode"}))
+      ->capture_default_str();
+  command->add_option("--gate", f->gate,
+                      "Fail with exit code 6 unless, for example, 'kl<=.05,ppl_rise<=.03'");
   command->add_flag("--markdown", f->markdown, "Print the table as Markdown");
-  command->add_flag("--allow-other-weights", f->allow_other_weights, "Apply a plan of the same architecture with other k/v weights");
-  command->add_flag("--allow-calibration-text", f->allow_calibration_text, "Measure on text that the plan was calibrated on");
-  command->add_option("--out,-o", f->out, "Where validation.json goes (default: in the plan's folder)");
+  command->add_flag("--allow-other-weights", f->allow_other_weights,
+                    "Apply a plan of the same architecture with other k/v weights");
+  command->add_flag("--allow-calibration-text", f->allow_calibration_text,
+                    "Measure on text that the plan was calibrated on");
+  command->add_option("--out,-o", f->out,
+                      "Where validation.json goes (default: in the plan's folder)");
   add_global_options(*command, global);
   command->callback([f, &global, &action] { action = [f, &global] { return run(*f, global); }; });
 }

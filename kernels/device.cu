@@ -30,17 +30,21 @@ extern "C" kvplan_status kvplan_query_device(int index, kvplan_device_info* info
                                       "; the CUDA runtime needs an NVIDIA GPU and its driver");
   }
   if (index < 0 || index >= count) {
-    return fail(KVPLAN_BAD_ARGUMENT,
-                "device " + std::to_string(index) + " does not exist; there are " + std::to_string(count) + ", counted from 0");
+    return fail(KVPLAN_BAD_ARGUMENT, "device " + std::to_string(index) +
+                                         " does not exist; there are " + std::to_string(count) +
+                                         ", counted from 0");
   }
   cudaDeviceProp prop;
   int driver = 0;
   cudaError_t e = cudaGetDeviceProperties(&prop, index);
   if (e == cudaSuccess) e = cudaDriverGetVersion(&driver);
-  if (e != cudaSuccess) return fail(KVPLAN_CUDA_ERROR, std::string("cannot query the device: ") + cudaGetErrorString(e));
+  if (e != cudaSuccess)
+    return fail(KVPLAN_CUDA_ERROR,
+                std::string("cannot query the device: ") + cudaGetErrorString(e));
   const int capability = 10 * prop.major + prop.minor;
   if (capability < kMinimumComputeCapability) {
-    return fail(KVPLAN_OLD_DEVICE, std::string(prop.name) + " has compute capability " + std::to_string(prop.major) + "." +
+    return fail(KVPLAN_OLD_DEVICE, std::string(prop.name) + " has compute capability " +
+                                       std::to_string(prop.major) + "." +
                                        std::to_string(prop.minor) + "; 8.0 or later is needed");
   }
   kvplan_device_info out{};

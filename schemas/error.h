@@ -1,5 +1,6 @@
 #pragma once
-// Typed errors of every kvplan library. The CLI maps each type to one exit code (docs/architecture.md).
+// Typed errors of every kvplan library. The CLI maps each type to one exit code
+// (docs/architecture.md).
 
 #include <cstdint>
 #include <stdexcept>

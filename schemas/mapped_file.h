@@ -9,7 +9,8 @@ namespace kvplan {
 
 class MappedFile {
  public:
-  /// InputError when the file is missing, unreadable or no regular file. An empty file gives an empty span.
+  /// InputError when the file is missing, unreadable or no regular file. An empty file gives an
+  /// empty span.
   explicit MappedFile(const std::filesystem::path& path);
   ~MappedFile();
   MappedFile(MappedFile&&) noexcept;

@@ -1,5 +1,6 @@
 #pragma once
-// The plan: how every vector of the cache is stored, and the tensors that the codec needs (docs/formats/plan.md).
+// The plan: how every vector of the cache is stored, and the tensors that the codec needs
+// (docs/formats/plan.md).
 
 #include <filesystem>
 #include <map>
@@ -14,8 +15,10 @@ namespace kvplan {
 inline constexpr int kFp16Width = 16;  // a width that means "stored as fp16, no norm"
 
 struct HeadPlan {
-  std::vector<int> widths;    // bits per coordinate, one per group in storage order (descending); 0..8, or all kFp16Width
-  std::vector<int> outliers;  // channels kept at 8 bits absmax with an own fp16 scale (rotated codecs), ascending
+  std::vector<int> widths;    // bits per coordinate, one per group in storage order (descending);
+                              // 0..8, or all kFp16Width
+  std::vector<int> outliers;  // channels kept at 8 bits absmax with an own fp16 scale (rotated
+                              // codecs), ascending
   bool operator==(const HeadPlan&) const = default;
 };
 
@@ -28,8 +31,9 @@ struct SidePlan {
 struct LayerPlan {
   int index = 0;
   std::string kind = "full";
-  double predicted_kl_share = 0;                         // of Plan::predicted_kl
-  std::optional<double> rotated_cost_k, rotated_cost_v;  // 1/2 sum_heads tr(F) E|x|^2 / d, uncentred; null for imports
+  double predicted_kl_share = 0;  // of Plan::predicted_kl
+  std::optional<double> rotated_cost_k,
+      rotated_cost_v;  // 1/2 sum_heads tr(F) E|x|^2 / d, uncentred; null for imports
   SidePlan k, v;
   SidePlan& side(Side s) { return s == Side::kKey ? k : v; }
   const SidePlan& side(Side s) const { return s == Side::kKey ? k : v; }
@@ -46,7 +50,8 @@ struct RotationSpec {
 };
 
 struct BudgetSpec {
-  std::string kind = "bits";  // bits | bytes_per_token | gib | max_kl | none (policies that fix their widths)
+  std::string kind =
+      "bits";  // bits | bytes_per_token | gib | max_kl | none (policies that fix their widths)
   double value = 0;
   bool operator==(const BudgetSpec&) const = default;
 };
@@ -109,8 +114,9 @@ struct LayerTensors {
 };
 
 struct PlanTensors {
-  std::vector<LayerTensors> layers;           // empty for plans that need none (block formats)
-  std::map<int, std::vector<float>> levels;   // width -> 2^width ascending levels for N(0,1) coordinates
+  std::vector<LayerTensors> layers;  // empty for plans that need none (block formats)
+  std::map<int, std::vector<float>>
+      levels;  // width -> 2^width ascending levels for N(0,1) coordinates
 };
 
 /// A plan with its tensors, ready for quant::make_codec.
@@ -120,18 +126,21 @@ struct PlanBundle {
   std::string sha256;  // of plan.json; empty for a bundle built in memory
 };
 
-/// Writes plan.json and plan.safetensors into a new folder. Throws EnvironmentError if the folder exists (unless `force`) or
-/// cannot be written. Deterministic: equal bundles give equal bytes. Sets nothing in `bundle`.
+/// Writes plan.json and plan.safetensors into a new folder. Throws EnvironmentError if the folder
+/// exists (unless `force`) or cannot be written. Deterministic: equal bundles give equal bytes.
+/// Sets nothing in `bundle`.
 void write_plan(const PlanBundle& bundle, const std::filesystem::path& folder, bool force = false);
 
-/// `path`: the folder or its plan.json. Unknown fields, wrong types, impossible widths, bad SHA-256: InputError with the JSON pointer.
+/// `path`: the folder or its plan.json. Unknown fields, wrong types, impossible widths, bad
+/// SHA-256: InputError with the JSON pointer.
 PlanBundle read_plan(const std::filesystem::path& path);
 
-/// The JSON text of plan.json for a bundle (tensors serialised to name their SHA-256); what write_plan writes.
+/// The JSON text of plan.json for a bundle (tensors serialised to name their SHA-256); what
+/// write_plan writes.
 std::string plan_json(const PlanBundle& bundle);
 
-/// Throws InputError naming the first field in which a plan's or profile's model differs from the one at hand (exit code 3).
-/// `allow_other_weights` waives kv_weights_sha256 (and container) alone.
+/// Throws InputError naming the first field in which a plan's or profile's model differs from the
+/// one at hand (exit code 3). `allow_other_weights` waives kv_weights_sha256 (and container) alone.
 void require_same_model(const ModelSpec& expected, const ModelSpec& found, const std::string& file,
                         bool allow_other_weights = false);
 

@@ -1,5 +1,6 @@
 #pragma once
-// How long work reports progress and learns that it should stop. Libraries never print and never catch signals.
+// How long work reports progress and learns that it should stop. Libraries never print and never
+// catch signals.
 
 #include <cstdint>
 #include <functional>
@@ -16,7 +17,7 @@ struct Progress {
 
 struct RunControl {
   std::function<void(const Progress&)> progress;  // may be empty
-  std::function<int()> stop_signal;               // may be empty; 0 = go on, else the signal number received
+  std::function<int()> stop_signal;  // may be empty; 0 = go on, else the signal number received
 
   void report(const Progress& p) const {
     if (progress) progress(p);

@@ -1,5 +1,6 @@
 #pragma once
-// Plain value types that every folder shares: the two cache sides, dense arrays, the model fingerprint.
+// Plain value types that every folder shares: the two cache sides, dense arrays, the model
+// fingerprint.
 
 #include <array>
 #include <cstddef>
@@ -29,7 +30,9 @@ struct Array {
     data.assign(n, fill);
   }
   bool empty() const { return data.empty(); }
-  std::size_t stride0() const { return shape.empty() || shape[0] == 0 ? 0 : data.size() / static_cast<std::size_t>(shape[0]); }
+  std::size_t stride0() const {
+    return shape.empty() || shape[0] == 0 ? 0 : data.size() / static_cast<std::size_t>(shape[0]);
+  }
   /// The i-th sub-array along the first dimension, flattened.
   std::span<T> row(std::size_t i) { return std::span<T>(data).subspan(i * stride0(), stride0()); }
   std::span<const T> row(std::size_t i) const {
@@ -38,7 +41,8 @@ struct Array {
   bool operator==(const Array&) const = default;
 };
 
-/// Rotary embedding scaling; `type` is "linear" or "llama3" (Hugging Face names), other types are refused by the readers.
+/// Rotary embedding scaling; `type` is "linear" or "llama3" (Hugging Face names), other types are
+/// refused by the readers.
 struct RopeScaling {
   std::string type;
   double factor = 1;
@@ -47,7 +51,8 @@ struct RopeScaling {
   bool operator==(const RopeScaling&) const = default;
 };
 
-/// Rotary embedding. style "half": channel j pairs with j + rotary_dim/2 ("interleaved": 2j with 2j+1; "none").
+/// Rotary embedding. style "half": channel j pairs with j + rotary_dim/2 ("interleaved": 2j with
+/// 2j+1; "none").
 struct RopeSpec {
   std::string style = "half";
   double base = 10000;
@@ -55,8 +60,8 @@ struct RopeSpec {
   bool operator==(const RopeSpec&) const = default;
 };
 
-/// What identifies a model in a profile and a plan. kv_weights_sha256: stored bytes of the k and v projection
-/// weights (k then v per layer, layer order).
+/// What identifies a model in a profile and a plan. kv_weights_sha256: stored bytes of the k and v
+/// projection weights (k then v per layer, layer order).
 struct ModelSpec {
   std::string architecture;  // "llama", "qwen2"
   int num_layers = 0;

@@ -10,7 +10,8 @@
 
 namespace kvplan {
 
-/// KL divergence in nats per token from the fp16 cache, over scored tokens; standard error by windows (cluster of a window).
+/// KL divergence in nats per token from the fp16 cache, over scored tokens; standard error by
+/// windows (cluster of a window).
 struct KlStatistics {
   double mean = 0, standard_error = 0;
   double p50 = 0, p95 = 0, p99 = 0, max = 0;
@@ -23,17 +24,18 @@ struct Interval {
 };
 
 struct CandidateResult {
-  std::string name;   // "fp16", "plan", "q4_0", "turboquant:3"
-  std::string mode;   // "worst" or "decode"
-  double effective_bits = 0;   // from the packed buffers
+  std::string name;           // "fp16", "plan", "q4_0", "turboquant:3"
+  std::string mode;           // "worst" or "decode"
+  double effective_bits = 0;  // from the packed buffers
   double perplexity = 0;
   double perplexity_rise = 0;  // relative to fp16 on the same tokens
   Interval perplexity_rise_interval;
   KlStatistics kl;
-  Interval kl_minus_plan;      // paired: this candidate's mean KL minus the plan's; 0 for the plan itself
+  Interval
+      kl_minus_plan;  // paired: this candidate's mean KL minus the plan's; 0 for the plan itself
   double same_top1 = 0;
-  std::vector<double> kl_by_position;        // mean KL in 16 equal bins of the scored positions
-  std::optional<double> predicted_kl;        // plans only
+  std::vector<double> kl_by_position;  // mean KL in 16 equal bins of the scored positions
+  std::optional<double> predicted_kl;  // plans only
 };
 
 struct GateResult {

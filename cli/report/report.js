@@ -56,6 +56,7 @@ function table(header, rows, attributes = {}) {
 // Logarithmic scales
 
 const kMantissas = [1, 2, 5];
+const isPowerOfTen = (x) => Math.abs(Math.log10(x) - Math.round(Math.log10(x))) < 1e-9;
 
 /** The 1-2-5 numbers from the last one at or below `low` to the first one at or above `high`. */
 function roundNumbers(low, high) {
@@ -71,8 +72,7 @@ function roundNumbers(low, high) {
 function logScale(values) {
   const positive = values.filter((x) => x > 0);
   const numbers = positive.length ? roundNumbers(Math.min(...positive), Math.max(...positive)) : [0.1, 1];
-  const isPower = (x) => Number.isInteger(Math.round(1e9 * Math.log10(x)) / 1e9);
-  return {min: numbers[0], max: numbers.at(-1), marks: numbers.length > 10 ? numbers.filter(isPower) : numbers};
+  return {min: numbers[0], max: numbers.at(-1), marks: numbers.length > 10 ? numbers.filter(isPowerOfTen) : numbers};
 }
 
 // Charts
@@ -289,7 +289,7 @@ function headline() {
 function rangeCells({min, max, marks}) {
   const at = (x) => (100 * Math.log(x / min)) / Math.log(max / min);
   const rules = () => marks.map((m) => element('i', {class: 'rule', style: `left:${at(m)}%`}));
-  const labelled = marks.length > 5 ? marks.filter((m) => String(m).endsWith('1')) : marks;
+  const labelled = marks.length > 5 ? marks.filter(isPowerOfTen) : marks;
   const header = element('div', {class: 'range'}, ...labelled.map((m) => element('span', {class: 'mark', style: `left:${at(m)}%`}, significant(m))));
   const cell = (kl) => {
     if (!(kl.mean > 0)) return element('div', {class: 'range'}, ...rules());
@@ -348,6 +348,7 @@ function frontSection() {
     series('plans, measured', measured.filter(inside), '--plan', {pointRadius: 6, pointStyle: 'rectRot'}),
     series('baselines, measured', baselines.filter(inside), '--value', {pointRadius: 5, pointStyle: 'triangle'}),
   ].filter(({data}) => data.length);
+  if (!sets.length) return section('front');
   const shown = sets.flatMap(({data}) => data.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]));
   const label = ({raw, dataset}) => `${raw.name ?? dataset.label}: ${fixed(raw.x, 3)} bits, KL ${significant(raw.y)}`;
   // Markers lie above the curve: the first dataset is drawn last unless told otherwise.
@@ -355,7 +356,7 @@ function frontSection() {
   const ratios = measuredPlans.map(({plan, result}) => result.kl.mean / plan.predicted_kl).filter(Number.isFinite);
   const comparison = ratios.length ? ` Measured over predicted KL of these plans: ${[...new Set(ratios.map((r) => fixed(r, 2)))].join(', ')}.` : '';
   section('front', 'Pareto front',
-    `Least predicted KL at every size, with what was measured on held-out text (bars: 95 % intervals).${comparison}` +
+    `Least predicted KL at every size${measured.length ? ', with what was measured on held-out text (bars: 95 % intervals)' : ''}.${comparison}` +
     `${outside.length ? ` Outside the picture: ${outside.join(', ')}.` : ''}`,
     plot('KL divergence against effective bits', 'scatter', {datasets: sets},
       {tall: true, scales: {x: axis('effective bits per element', {min: xMin, max: xMax, ticks: {color: css('--muted'), stepSize: 0.5}}),
@@ -415,23 +416,25 @@ function outliersSection() {
   const share = (side) => `${whole(total(side))} (${percent(total(side) / (layers.length * heads * width))})`;
   const largest = Math.max(...[...found.k, ...found.v].flat().map(({value}) => value));
   section('outliers', 'Outlier channels',
-    `Channels whose RMS is above three times the median of their layer, counted by layer and KV head; hover over a cell for their numbers.`,
+    'Channels whose RMS is above three times the median of their layer, counted by layer and KV head; hover over a cell for their numbers.',
     layerMap(`Keys: ${share('k')} of all channels`, found.k, largest), layerMap(`Values: ${share('v')} of all channels`, found.v, largest));
 }
 
 function sensitivitySection() {
-  const parts = [];
-  if (hasLayers) parts.push(layerPlot('Sensitivity by layer', 'nats per token', bothSides('sensitivity')));
+  const texts = [], parts = [];
+  if (hasLayers) {
+    texts.push('Sensitivity is what a relative error of 1 would cost, in nats per token (½ tr FC): where bits matter.');
+    parts.push(layerPlot('Sensitivity by layer', 'nats per token', bothSides('sensitivity')));
+  }
   if (first) {
     const {layers} = first.plan;
+    texts.push('A good plan spreads the predicted KL over the layers.');
     parts.push(plot(`Predicted KL of ${first.name} by layer`, 'bar',
       {labels: layers.map((l) => l.index), datasets: [series('share', layers.map((l) => 100 * l.predicted_kl_share), '--plan', {borderWidth: 0})]},
       {scales: {x: axis('layer', {grid: {display: false}}), y: axis('% of the predicted KL', {beginAtZero: true})},
         tooltip: {title: ([item]) => `layer ${item.label}`, label: ({raw}) => `${fixed(raw, 1)} %`}}));
   }
-  section('sensitivity', 'Sensitivity',
-    'Sensitivity is what a relative error of 1 would cost, in nats per token (½ tr FC): where bits matter. A good plan spreads what is left over the layers.',
-    ...(parts.length ? [columns(...parts)] : []));
+  section('sensitivity', 'Sensitivity', texts.join(' '), ...(parts.length ? [columns(...parts)] : []));
 }
 
 function positionsSection() {

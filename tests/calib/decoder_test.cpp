@@ -21,6 +21,7 @@
 #include "quant/random.h"
 #include "schemas/error.h"
 #include "schemas/safetensors.h"
+#include "tests/calib/fixtures.h"
 #include "tests/calib/tiny_model.h"
 
 namespace kvplan::calib {
@@ -246,6 +247,27 @@ void expect_equal_to(const SafetensorsFile& oracle, const std::filesystem::path&
     expect(prefix + "v", kv.v);
   });
   expect("logits", decoder.head(hidden));
+}
+
+TEST(Decoder, HalfMatricesRoundTheWeightsAlone) {
+  TinyModel model(tiny_config());
+  const auto ids = at::arange(12, at::kLong).view({1, 12});
+  const auto exact = Decoder(model).hidden(ids);
+  for (const auto type : {WeightType::kBFloat16, WeightType::kFloat16}) {
+    const double difference = max_difference(exact, Decoder(model, type).hidden(ids));
+    EXPECT_GT(difference, 0) << weight_type_name(type);
+    EXPECT_LT(difference, 0.05) << weight_type_name(type);
+  }
+}
+
+using DecoderFixture = FixtureTest;
+
+TEST_F(DecoderFixture, ABf16CheckpointLosesNothingAsBf16) {
+  const auto model = open_model(fixtures() / "llama_bf16_sharded");
+  const auto ids = at::arange(12, at::kLong).view({1, 12});
+  EXPECT_EQ(max_difference(Decoder(*model).hidden(ids),
+                           Decoder(*model, WeightType::kBFloat16).hidden(ids)),
+            0);
 }
 
 TEST(Decoder, EqualsTransformers) {

@@ -24,7 +24,8 @@ Validation two_modes() {
 }
 
 TEST(Gates, WorstModeCounts) {
-  const auto results = apply_gates(parse_gates("kl<=.03,kl<=.04,same_top1>=.92,same_top1>=.9"), two_modes(), "plan");
+  const auto results =
+      apply_gates(parse_gates("kl<=.03,kl<=.04,same_top1>=.92,same_top1>=.9"), two_modes(), "plan");
   ASSERT_EQ(results.size(), 4u);
   EXPECT_FALSE(results[0].passed);
   EXPECT_EQ(results[0].measured, 0.04);
@@ -35,7 +36,8 @@ TEST(Gates, WorstModeCounts) {
 }
 
 TEST(Gates, RefusesWhatItDoesNotKnow) {
-  for (const char* text : {"kl", "kl<.1", "kl<=", "kl<=x", "kl<=.1x", "speed<=1", "<=1", "kl<=.1,,ppl<=2", "kl=.1"}) {
+  for (const char* text :
+       {"kl", "kl<.1", "kl<=", "kl<=x", "kl<=.1x", "speed<=1", "<=1", "kl<=.1,,ppl<=2", "kl=.1"}) {
     EXPECT_THROW(parse_gates(text), ArgumentError) << text;
   }
   EXPECT_THROW(apply_gates(parse_gates("kl<=1"), two_modes(), "q4_0"), ArgumentError);

@@ -157,6 +157,16 @@ class MainLine(CliTest):
         self.succeeds("plan", "--profile", PROFILE, "--gib", 0.001, "--context", 8192, "--batch", 2, "--out", self.folder / "gib")
 
 
+    def test_config_file(self):
+        config = self.folder / "kvplan.toml"
+        config.write_text("[plan]\nbits = 3.5\ncontext = 256\n")
+        out = self.folder / "configured"
+        self.succeeds("plan", "--config", config, "--profile", PROFILE, "--out", out)
+        self.assertEqual((out / "plan.json").read_bytes(), (self.plan("flags") / "plan.json").read_bytes())
+        config.write_text("[plan]\nbitz = 3.5\n")
+        self.fails(2, "bitz", "plan", "--config", config, "--profile", PROFILE, "--out", self.folder / "x")
+
+
 class Determinism(CliTest):
     def test_same_plan_bytes_on_any_thread_count(self):
         a, b = self.plan("a", "--threads", 1), self.plan("b", "--threads", 2)

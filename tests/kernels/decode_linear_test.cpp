@@ -22,7 +22,8 @@ template <class T>
 std::unique_ptr<T, DeviceFree> to_device(const std::vector<T>& host) {
   void* p = nullptr;
   EXPECT_EQ(cudaMalloc(&p, host.size() * sizeof(T)), cudaSuccess);
-  EXPECT_EQ(cudaMemcpy(p, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice), cudaSuccess);
+  EXPECT_EQ(cudaMemcpy(p, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice),
+            cudaSuccess);
   return std::unique_ptr<T, DeviceFree>(static_cast<T*>(p));
 }
 
@@ -43,8 +44,9 @@ TEST_P(DecodeLinear, EqualsTheCpuReferenceBitForBit) {
   model.num_layers = 1;
   model.query_heads = model.kv_heads = kv_heads;
   model.head_dim = model.rotary_dim = head_dim;
-  const auto bundle = quant::baseline_plan("turboquant:" + std::to_string(bits), model, 0, 1024, 7,
-                                           std::vector<double>(static_cast<std::size_t>(head_dim / 2), 0.1));
+  const auto bundle =
+      quant::baseline_plan("turboquant:" + std::to_string(bits), model, 0, 1024, 7,
+                           std::vector<double>(static_cast<std::size_t>(head_dim / 2), 0.1));
   const auto codec = quant::make_codec(bundle, 0, Side::kKey);
   const quant::KvShape shape{tokens, kv_heads, head_dim};
   quant::RandomStream draws(3, quant::StreamPurpose::kTest, static_cast<std::uint32_t>(bits));
@@ -58,14 +60,20 @@ TEST_P(DecodeLinear, EqualsTheCpuReferenceBitForBit) {
   const auto d_codes = to_device(codes);
   const auto d_levels = to_device(quant::lloyd_max_beta(bits, head_dim).levels);
   const auto d_y = to_device(std::vector<float>(x.size(), -1e30f));
-  ASSERT_EQ(decode_linear({d_codes.get(), tokens * kv_heads, head_dim, bits, d_levels.get()}, d_y.get(), nullptr), cudaSuccess);
-  ASSERT_EQ(cudaMemcpy(found.data(), d_y.get(), found.size() * sizeof(float), cudaMemcpyDeviceToHost), cudaSuccess);
+  ASSERT_EQ(decode_linear({d_codes.get(), tokens * kv_heads, head_dim, bits, d_levels.get()},
+                          d_y.get(), nullptr),
+            cudaSuccess);
+  ASSERT_EQ(
+      cudaMemcpy(found.data(), d_y.get(), found.size() * sizeof(float), cudaMemcpyDeviceToHost),
+      cudaSuccess);
   EXPECT_EQ(found, expected);
 }
 
 INSTANTIATE_TEST_SUITE_P(Widths, DecodeLinear,
-                         testing::Values(Case{1, 1, 1, 64}, Case{2, 3, 2, 64}, Case{3, 65, 3, 64}, Case{4, 127, 1, 128},
-                                         Case{5, 7, 2, 80}, Case{6, 33, 4, 96}, Case{7, 5, 1, 72}, Case{8, 64, 2, 256}));
+                         testing::Values(Case{1, 1, 1, 64}, Case{2, 3, 2, 64}, Case{3, 65, 3, 64},
+                                         Case{4, 127, 1, 128}, Case{5, 7, 2, 80},
+                                         Case{6, 33, 4, 96}, Case{7, 5, 1, 72},
+                                         Case{8, 64, 2, 256}));
 
 TEST(DecodeLinearArguments, AreChecked) {
   float y = 0;
