@@ -10,6 +10,17 @@ namespace {
 
 std::string short_hash(const std::string& sha) { return sha.substr(0, 12); }
 
+/// A line per text; of many, the first few. `--json` has them all.
+std::string text_lines(const std::vector<std::string>& texts) {
+  constexpr std::size_t kShown = 4;
+  std::string out;
+  for (std::size_t i = 0; i < std::min(texts.size(), kShown); ++i)
+    out += "text     " + texts[i] + "\n";
+  if (texts.size() > kShown)
+    out += "text     and " + std::to_string(texts.size() - kShown) + " more\n";
+  return out;
+}
+
 std::string model_line(const ModelSpec& m) {
   return m.architecture + ", " + std::to_string(m.num_layers) + " layers, " +
          std::to_string(m.query_heads) + " query and " + std::to_string(m.kv_heads) +
@@ -87,10 +98,12 @@ std::string describe(const Profile& p) {
   out += "profile  " + std::to_string(p.windows.size()) + " windows of " +
          std::to_string(p.window) + " tokens, " + std::to_string(p.tokens) + " tokens after " +
          std::to_string(p.sink_tokens) + " sinks per window, seed " + std::to_string(p.seed) + "\n";
+  std::vector<std::string> texts;
   for (const auto& s : p.sources) {
-    out += "text     " + s.name + " [" + significant(s.part_begin) + ":" + significant(s.part_end) +
-           "], " + std::to_string(s.tokens) + " tokens, sha256 " + short_hash(s.sha256) + "\n";
+    texts.push_back(s.name + " [" + significant(s.part_begin) + ":" + significant(s.part_end) +
+                    "], " + std::to_string(s.tokens) + " tokens, sha256 " + short_hash(s.sha256));
   }
+  out += text_lines(texts);
   TextTable t({"layer", "key norm", "value norm", "K/V", "mean share K", "mean share V",
                "outliers K", "outliers V", "sensitivity K", "sensitivity V"});
   for (std::size_t l = 0; l < p.summary.size(); ++l) {
@@ -134,10 +147,12 @@ std::string describe(const PlanBundle& bundle) {
 
 std::string describe(const Validation& v, bool markdown) {
   std::string out;
+  std::vector<std::string> texts;
   for (std::size_t i = 0; i < v.text_names.size(); ++i) {
-    out += "text " + v.text_names[i] + " [" + significant(v.part_begin) + ":" +
-           significant(v.part_end) + "], sha256 " + short_hash(v.text_sha256[i]) + "\n";
+    texts.push_back(v.text_names[i] + " [" + significant(v.part_begin) + ":" +
+                    significant(v.part_end) + "], sha256 " + short_hash(v.text_sha256[i]));
   }
+  out += text_lines(texts);
   out += std::to_string(v.windows) + " windows of " + std::to_string(v.window) +
          " tokens, no BOS, positions " + std::to_string(v.first_scored) + ".." +
          std::to_string(v.window - 2) + " scored (" + std::to_string(v.scored_tokens) +

@@ -206,6 +206,8 @@ const planResult = ({validation}) => validation?.candidates.find((c) => c.name =
 const seedOf = (plan) => (plan.rotation.kind === 'none' ? plan.seed : plan.rotation.seed);
 
 /** Equal for validations of the same tokens, whose figures may stand side by side. */
+/** The first few names, and how many more. */
+const someNames = (all, most = 4) => all.slice(0, most).join(', ') + (all.length > most ? ` and ${all.length - most} more` : '');
 const tokensKey = (v) => JSON.stringify([v.texts.map((t) => t.sha256), v.part, v.window, v.windows, v.first_scored, v.bos, v.model_sha256]);
 
 /** Validations by the tokens they measured: [{validation, rows: [{name, plan, candidate}]}]; fp16, then plans, then baselines, each once. */
@@ -316,7 +318,7 @@ function validationSection() {
       c.kl.mean > 0 ? `${signedPercent(c.perplexity_rise)} (${percentRange(c.perplexity_rise_interval)})` : '–', percent(c.same_top1),
     ]}));
     return element('div', {},
-      element('p', {}, `${v.texts.map((t) => t.name).join(', ')}${partOf(v.part)}: ${plural(v.windows, 'window')} of ${whole(v.window)} tokens, ` +
+      element('p', {}, `${someNames(v.texts.map((t) => t.name))}${partOf(v.part)}: ${plural(v.windows, 'window')} of ${whole(v.window)} tokens, ` +
         `${v.bos ? 'BOS first' : 'no BOS'}, positions from ${whole(v.first_scored)} on scored (${whole(v.scored_tokens)} tokens), mode ${[...modes].join(' and ')}.`),
       table(header, body));
   });
