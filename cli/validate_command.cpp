@@ -39,10 +39,6 @@ void require_held_out(const PlanBundle& bundle, const ModelText& input,
   }
 }
 
-std::vector<double> frequencies(const calib::ModelReader& model) {
-  return calib::rotary_frequencies(model.config());
-}
-
 int run(const ValidateFlags& flags, const GlobalOptions& global) {
   const auto gates = calib::parse_gates(flags.gate);
   const auto out = flags.out.empty() ? flags.plans.front() / "validation.json" : flags.out;
@@ -63,7 +59,8 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
                          : split_list(flags.baselines == "none" ? "" : flags.baselines);
   for (const auto& name : names) {
     bundles.push_back(quant::baseline_plan(name, input.model->spec(), plan.sink_tokens,
-                                           plan.context, global.seed, frequencies(*input.model)));
+                                           plan.context, global.seed,
+                                           calib::rotary_frequencies(input.model->config())));
     candidates.push_back({name, nullptr});
   }
   for (std::size_t i = 0; i < bundles.size(); ++i) candidates[i].bundle = &bundles[i];
