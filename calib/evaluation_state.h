@@ -1,6 +1,6 @@
 #pragma once
 // What an evaluation has measured so far, in memory and in the file that an interrupted run
-// continues from. Internal to calib.
+// continues from.
 
 #include <cstdint>
 #include <filesystem>

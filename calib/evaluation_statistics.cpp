@@ -13,6 +13,13 @@ double mean(std::span<const double> values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
+MeanEstimate mean_estimate(std::span<const double> values) {
+  const double centre = mean(values), count = static_cast<double>(values.size());
+  double squares = 0;
+  for (const double value : values) squares += (value - centre) * (value - centre);
+  return {centre, values.size() > 1 ? std::sqrt(squares / (count - 1) / count) : 0.0};
+}
+
 std::vector<double> window_means(const TokenScores& scores) {
   std::vector<double> means;
   for (std::int64_t w = 0; w < scores.windows; ++w) means.push_back(mean(scores.window(w)));
@@ -32,13 +39,8 @@ KlStatistics kl_statistics(const TokenScores& kl) {
   const auto tail =
       static_cast<std::size_t>(std::ceil(0.05 * static_cast<double>(ascending.size())));
 
-  const std::vector<double> means = window_means(kl);
-  const double centre = mean(means), count = static_cast<double>(means.size());
-  double squares = 0;
-  for (const double m : means) squares += (m - centre) * (m - centre);
-
   return {.mean = mean(kl.values),
-          .standard_error = means.size() > 1 ? std::sqrt(squares / (count - 1) / count) : 0.0,
+          .standard_error = mean_estimate(window_means(kl)).standard_error,
           .p50 = quantile(ascending, 0.50),
           .p95 = quantile(ascending, 0.95),
           .p99 = quantile(ascending, 0.99),

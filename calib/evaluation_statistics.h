@@ -1,5 +1,5 @@
 #pragma once
-// From per-token scores to the figures of a validation. Internal to calib.
+// From per-token scores to the figures of a validation.
 
 #include <cstdint>
 #include <functional>
@@ -27,6 +27,9 @@ struct TokenScores {
 double mean(std::span<const double> values);
 /// Mean of each window.
 std::vector<double> window_means(const TokenScores& scores);
+
+/// Mean of independent draws with its standard error, which is 0 for a single one. At least one.
+MeanEstimate mean_estimate(std::span<const double> values);
 
 /// Quantile of ascending values, linear between neighbours (rank p (n - 1)).
 double quantile(std::span<const double> ascending, double p);

@@ -90,34 +90,6 @@ double mean_over(std::span<const double> values, std::span<const std::uint32_t> 
   return sum / static_cast<double>(drawn.size());
 }
 
-/// `plan`: scores that kl_minus_plan is paired with, or null.
-CandidateResult summarise(const PassScores& scores, const TokenScores& reference_nll,
-                          const PassScores* plan, const EvaluateOptions& options) {
-  const auto interval = [&](const auto& statistic) {
-    return bootstrap_interval(scores.kl.windows, options.bootstrap_samples, options.bootstrap_seed,
-                              statistic);
-  };
-  std::vector<double> nll_rise = window_means(scores.nll), kl_gap = window_means(scores.kl);
-  const std::vector<double> reference = window_means(reference_nll);
-  for (std::size_t w = 0; w < nll_rise.size(); ++w) nll_rise[w] -= reference[w];
-
-  CandidateResult result;
-  result.perplexity = std::exp(mean(scores.nll.values));
-  result.perplexity_rise = std::expm1(mean(nll_rise));
-  result.perplexity_rise_interval = interval(
-      [&](std::span<const std::uint32_t> drawn) { return std::expm1(mean_over(nll_rise, drawn)); });
-  result.kl = kl_statistics(scores.kl);
-  if (plan && plan != &scores) {
-    const std::vector<double> of_plan = window_means(plan->kl);
-    for (std::size_t w = 0; w < kl_gap.size(); ++w) kl_gap[w] -= of_plan[w];
-    result.kl_minus_plan =
-        interval([&](std::span<const std::uint32_t> drawn) { return mean_over(kl_gap, drawn); });
-  }
-  result.same_top1 = mean(scores.same_top1.values);
-  result.kl_by_position = mean_by_position(scores.kl);
-  return result;
-}
-
 /// The reference compared with itself.
 PassScores reference_scores(const EvaluationState& state) {
   PassScores scores{state.reference_nll, state.reference_nll, state.reference_nll};
@@ -127,6 +99,14 @@ PassScores reference_scores(const EvaluationState& state) {
 }
 
 using Caches = std::map<const Candidate*, StoredCache>;  // one per plan, whatever the modes
+
+Caches make_caches(const ModelReader& model, const std::vector<Candidate>& candidates) {
+  Caches caches;
+  for (const Candidate& candidate : candidates)
+    if (!is_reference(candidate))
+      caches.try_emplace(&candidate, *candidate.bundle, model.config(), at::get_num_threads());
+  return caches;
+}
 
 std::vector<Pass> make_passes(const std::vector<Candidate>& candidates,
                               const std::vector<std::string>& modes, const Caches& caches) {
@@ -174,6 +154,44 @@ EvaluationState score_windows(const ModelReader& model, const std::vector<TextWi
 
 }  // namespace
 
+CandidateResult summarise(const PassScores& scores, const TokenScores& reference_nll,
+                          const PassScores* plan, const EvaluateOptions& options) {
+  const auto interval = [&](const auto& statistic) {
+    return bootstrap_interval(scores.kl.windows, options.bootstrap_samples, options.bootstrap_seed,
+                              statistic);
+  };
+  std::vector<double> nll_rise = window_means(scores.nll), kl_gap = window_means(scores.kl);
+  const std::vector<double> reference = window_means(reference_nll);
+  for (std::size_t w = 0; w < nll_rise.size(); ++w) nll_rise[w] -= reference[w];
+
+  CandidateResult result;
+  result.perplexity = std::exp(mean(scores.nll.values));
+  result.perplexity_rise = std::expm1(mean(nll_rise));
+  result.perplexity_rise_interval = interval(
+      [&](std::span<const std::uint32_t> drawn) { return std::expm1(mean_over(nll_rise, drawn)); });
+  result.kl = kl_statistics(scores.kl);
+  if (plan && plan != &scores) {
+    const std::vector<double> of_plan = window_means(plan->kl);
+    for (std::size_t w = 0; w < kl_gap.size(); ++w) kl_gap[w] -= of_plan[w];
+    result.kl_minus_plan =
+        interval([&](std::span<const std::uint32_t> drawn) { return mean_over(kl_gap, drawn); });
+  }
+  result.same_top1 = mean(scores.same_top1.values);
+  result.kl_by_position = mean_by_position(scores.kl);
+  return result;
+}
+
+EvaluationState score_tokens(const ModelReader& model, const std::vector<TextWindow>& windows,
+                             const std::vector<Candidate>& candidates,
+                             const EvaluateOptions& options, const RunControl& control) {
+  check_arguments(windows, candidates, options);
+  const at::NoGradGuard no_grad;
+  if (options.threads > 0) at::set_num_threads(options.threads);
+  const Caches caches = make_caches(model, candidates);
+  return score_windows(model, windows, make_passes(candidates, options.modes, caches), options,
+                       control);
+}
+
 Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& windows,
                     const std::vector<Candidate>& candidates, const EvaluateOptions& options,
                     const RunControl& control) {
@@ -181,10 +199,7 @@ Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& win
   const at::NoGradGuard no_grad;
   if (options.threads > 0) at::set_num_threads(options.threads);
 
-  Caches caches;
-  for (const Candidate& candidate : candidates)
-    if (!is_reference(candidate))
-      caches.try_emplace(&candidate, *candidate.bundle, model.config(), at::get_num_threads());
+  const Caches caches = make_caches(model, candidates);
   const std::vector<Pass> passes = make_passes(candidates, options.modes, caches);
   const EvaluationState state = score_windows(model, windows, passes, options, control);
   const PassScores reference = reference_scores(state);

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "calib/evaluation_state.h"
 #include "calib/model.h"
 #include "calib/text.h"
 #include "schemas/plan.h"
@@ -31,6 +32,17 @@ struct EvaluateOptions {
   // Scores of finished windows, to resume from; empty: none. Not removed at the end.
   std::filesystem::path partial_file;
 };
+
+/// Per-token scores without the summary: state.passes in the order of the candidates that have a
+/// bundle of another codec than fp16, mode by mode. Errors, progress and resumption as in evaluate.
+EvaluationState score_tokens(const ModelReader& model, const std::vector<TextWindow>& windows,
+                             const std::vector<Candidate>& candidates,
+                             const EvaluateOptions& options, const RunControl& control);
+
+/// The figures of one candidate from its scores; `plan`: scores that kl_minus_plan is paired with,
+/// or null. Name, mode, bits and prediction stay empty.
+CandidateResult summarise(const PassScores& scores, const TokenScores& reference_nll,
+                          const PassScores* plan, const EvaluateOptions& options);
 
 /// Positions window/4 .. window-2 of each window are scored (quantization.md section 4). Fills
 /// candidates (by mode, "fp16" first in each), scored_tokens, window, windows, first_scored of the

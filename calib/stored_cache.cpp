@@ -81,10 +81,12 @@ StoredCache::StoredCache(const PlanBundle& bundle, const ModelConfig& config, in
   }
 }
 
-at::Tensor StoredCache::read_back(int layer, Side side, const at::Tensor& x) const {
+at::Tensor StoredCache::read_back(int layer, Side side, const at::Tensor& x,
+                                  std::int64_t first_position) const {
   // Codecs take [tokens, kv_heads, head_dim].
   const at::Tensor rows = round_to_fp16(x).squeeze(0).transpose(0, 1).contiguous();
-  const std::int64_t tokens = rows.size(0), sinks = std::min<std::int64_t>(sink_tokens_, tokens);
+  const std::int64_t tokens = rows.size(0),
+                     sinks = std::clamp<std::int64_t>(sink_tokens_ - first_position, 0, tokens);
   at::Tensor read = at::empty_like(rows);
   read.narrow(0, 0, sinks).copy_(rows.narrow(0, 0, sinks));
   const auto offset = static_cast<std::size_t>(sinks * rows.stride(0)),
@@ -95,7 +97,7 @@ at::Tensor StoredCache::read_back(int layer, Side side, const at::Tensor& x) con
       *codecs_.at(static_cast<std::size_t>(layer)).at(static_cast<std::size_t>(side));
   round_trip_parallel(
       codec, {tokens - sinks, static_cast<int>(rows.size(1)), static_cast<int>(rows.size(2))},
-      sinks, in.subspan(offset), out.subspan(offset), threads_);
+      first_position + sinks, in.subspan(offset), out.subspan(offset), threads_);
   return read.transpose(0, 1).unsqueeze(0);
 }
 

@@ -19,7 +19,7 @@ at::Tensor round_to_fp16(const at::Tensor& x);
 /// The fp16 cache: what every plan is compared with.
 void store_as_fp16(LayerKv& kv);
 
-/// The codecs of a plan, made once, applied to whole windows that begin at position 0.
+/// The codecs of a plan, made once.
 class StoredCache {
  public:
   /// ArgumentError when the plan is for another number of layers, heads or channels than `config`,
@@ -27,6 +27,11 @@ class StoredCache {
   StoredCache(const PlanBundle& bundle, const ModelConfig& config, int threads);
 
   int sink_tokens() const { return sink_tokens_; }
+  int page_tokens() const { return page_tokens_; }
+  /// x [1, kv_heads, tokens, head_dim] as read back once packed; the sinks in fp16. A codec that
+  /// shares scales over tokens wants first_position at the begin of a page, or 0.
+  at::Tensor read_back(int layer, Side side, const at::Tensor& x,
+                       std::int64_t first_position = 0) const;
   /// Hidden states [1, tokens, hidden] after the final norm with every vector behind the sinks
   /// quantised as produced.
   at::Tensor hidden_worst(const Decoder& decoder, const at::Tensor& ids) const;
@@ -34,9 +39,6 @@ class StoredCache {
   at::Tensor hidden_decode(const Decoder& decoder, const at::Tensor& ids) const;
 
  private:
-  /// x [1, kv_heads, tokens, head_dim] as read back; the sinks in fp16.
-  at::Tensor read_back(int layer, Side side, const at::Tensor& x) const;
-
   int sink_tokens_, page_tokens_, threads_;
   std::vector<std::array<std::unique_ptr<quant::Codec>, 2>> codecs_;  // [layer][side]
 };

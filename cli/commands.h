@@ -16,6 +16,8 @@ void add_merge(CLI::App& app, GlobalOptions& global, Action& action);
 void add_plan(CLI::App& app, GlobalOptions& global, Action& action);
 void add_validate(CLI::App& app, GlobalOptions& global, Action& action);
 void add_compare(CLI::App& app, GlobalOptions& global, Action& action);
+void add_sweep(CLI::App& app, GlobalOptions& global, Action& action);
+void add_study(CLI::App& app, GlobalOptions& global, Action& action);
 void add_report(CLI::App& app, GlobalOptions& global, Action& action);
 
 }  // namespace kvplan::cli

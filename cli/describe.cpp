@@ -52,6 +52,88 @@ std::string verdicts(const Validation& v) {
   return out.empty() ? out : "\n" + out;
 }
 
+std::string shown(const TextTable& table, bool markdown) {
+  return markdown ? table.markdown() : table.text();
+}
+
+/// A single draw has no spread to show.
+std::string estimate(const MeanEstimate& e, int draws) {
+  return significant(e.mean) + (draws > 1 ? " ± " + significant(e.standard_error, 2) : "");
+}
+
+/// "75 %".
+std::string share(double fraction, int decimals = 0) {
+  return percent(fraction, decimals).substr(1);
+}
+
+std::string by_text_table(const Validation& v, bool markdown) {
+  if (v.by_text.empty()) return "";
+  TextTable t({"candidate", "mode", "text", "windows", "perplexity", "rise", "KL ± s.e."});
+  for (const auto& r : v.by_text)
+    t.add_row({r.name, r.mode, r.text, std::to_string(r.windows), fixed(r.perplexity, 3),
+               percent(r.perplexity_rise, 2), estimate(r.kl, r.windows)});
+  return "\nby text\n\n" + shown(t, markdown);
+}
+
+/// A row per candidate and context, a column per depth.
+std::string passkey_table(const Validation& v, bool markdown) {
+  if (v.passkey.empty()) return "";
+  std::vector<std::string> header = {"candidate", "mode", "context"};
+  const auto& first = v.passkey.front();
+  const auto same_row = [](const PasskeyResult& a, const PasskeyResult& b) {
+    return a.name == b.name && a.mode == b.mode && a.context == b.context;
+  };
+  for (const auto& r : v.passkey)
+    if (same_row(r, first)) header.push_back("depth " + fixed(r.depth, 2));
+  TextTable t(header);
+  double found = 0, cells = 0;
+  for (auto row = v.passkey.begin(); row != v.passkey.end();) {
+    std::vector<std::string> line = {row->name, row->mode, std::to_string(row->context)};
+    const auto& of_row = *row;
+    for (; row != v.passkey.end() && same_row(*row, of_row); ++row) {
+      line.push_back(share(row->exact_match.mean) + " " + fixed(row->log_probability.mean, 2) +
+                     (row->name == "fp16"
+                          ? ""
+                          : " (" + fixed(row->log_probability_change.mean, 2) + " ± " +
+                                fixed(row->log_probability_change.standard_error, 2) + ")"));
+      if (row->name == "fp16") {
+        found += row->exact_match.mean;
+        ++cells;
+      }
+    }
+    t.add_row(std::move(line));
+  }
+  std::string out = "\npasskey, " + std::to_string(first.trials) +
+                    " trials: share of keys repeated exactly, log-probability of the key in nats "
+                    "(change against fp16 ± s.e.)\n\n" +
+                    shown(t, markdown);
+  constexpr double kAble = 0.5;
+  out += "fp16 itself repeats " + share(found / cells) + " of the keys";
+  return out + (found / cells < kAble
+                    ? ": this model fails the task; read the change of the log-probability\n"
+                    : "\n");
+}
+
+std::string prompts_table(const Validation& v, bool markdown) {
+  if (v.prompts.empty()) return "";
+  TextTable t({"candidate", "mode", "category", "prompts", "tokens", "same token", "± s.e.",
+               "first change", "unchanged", "KL ± s.e.", "answer log p", "change ± s.e."});
+  for (const auto& r : v.prompts)
+    t.add_row(
+        {r.name, r.mode, r.category.empty() ? "all" : r.category, std::to_string(r.prompts),
+         std::to_string(r.tokens), share(r.greedy_agreement.mean, 1),
+         r.prompts > 1 ? share(r.greedy_agreement.standard_error, 1) : "-",
+         fixed(r.first_divergence.mean, 1), share(r.identical.mean), estimate(r.kl, r.prompts),
+         r.answer_log_probability ? significant(r.answer_log_probability->mean) : "-",
+         r.answer_log_probability_change ? estimate(*r.answer_log_probability_change, r.answers)
+                                         : "-"});
+  return "\nprompts of " + v.prompt_source->name + ", continuations of up to " +
+         std::to_string(v.prompt_source->max_tokens) +
+         " tokens: share of fp16's greedy tokens, tokens before the first change, continuations "
+         "unchanged\n\n" +
+         shown(t, markdown);
+}
+
 /// "6 4 2 0 | 4 4 2 2": widths by group, heads apart; one number where all are equal.
 std::string widths_text(const SidePlan& side) {
   const int first = side.heads.at(0).widths.at(0);
@@ -169,8 +251,9 @@ std::string describe(const Validation& v, bool markdown) {
                percent(c.same_top1, 1).substr(1),
                c.predicted_kl ? significant(*c.predicted_kl) : "-"});
   }
-  out += markdown ? t.markdown() : t.text();
+  out += shown(t, markdown);
   out += verdicts(v);
+  out += by_text_table(v, markdown) + passkey_table(v, markdown) + prompts_table(v, markdown);
   for (const auto& g : v.gates) {
     out += "gate " + g.expression + ": measured " + significant(g.measured) +
            (g.passed ? ", passed\n" : ", FAILED\n");

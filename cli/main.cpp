@@ -60,6 +60,8 @@ int main(int argc, char** argv) {
   cli::add_plan(app, global, action);
   cli::add_validate(app, global, action);
   cli::add_compare(app, global, action);
+  cli::add_sweep(app, global, action);
+  cli::add_study(app, global, action);
   cli::add_report(app, global, action);
   try {
     app.parse(argc, argv);

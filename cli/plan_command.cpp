@@ -4,13 +4,18 @@
 
 #include "cli/commands.h"
 #include "cli/describe.h"
+#include "cli/plan_trials.h"
 #include "planner/allocator.h"
 #include "planner/budget.h"
 #include "planner/constraints.h"
+#include "planner/correction.h"
 #include "planner/policies.h"
+#include "quant/baselines.h"
 #include "quant/fit.h"
 #include "quant/moments.h"
+#include "quant/predict.h"
 #include "schemas/error.h"
+#include "schemas/validation.h"
 
 namespace kvplan::cli {
 namespace {
@@ -19,14 +24,22 @@ struct PlanFlags {
   std::filesystem::path profile, out;
   double bits = 0, bytes_per_token = 0, gib = 0, max_kl = 0;
   std::int64_t context = 4096, batch = 1;
-  std::string policy = "fisher", codec = "calibrated", norm, merge = "none", rotation, scale_rule;
+  std::string policy = "fisher", codec = "calibrated", code = "scalar", norm, merge = "none",
+              rotation, scale_rule;
   std::vector<std::string> codebooks;
   int group_size = 16, max_width = 6;
-  std::vector<int> widths, skip_layers;
+  std::vector<int> widths, skip_layers, outliers;
+  double fisher_shrinkage = quant::FitOptions{}.fisher_shrinkage;
+  double moment_shrinkage = quant::FitOptions{}.moment_shrinkage;
+  bool no_mixing = false, no_coherent = false;
+  std::vector<std::filesystem::path> corrections;
+  TrialFlags trials;
   bool no_centre = false;
 };
 
 constexpr int kPageTokens = 64;
+constexpr std::string_view kPolicies[] = {"fisher", "uniform", "rank432", "norm-ratio",
+                                          "outlier83"};
 /// Points of the Pareto front that a plan keeps, evenly spaced in bits.
 constexpr std::size_t kFrontPoints = 512;
 
@@ -52,12 +65,18 @@ BudgetSpec parse_budget(const PlanFlags& f) {
 
 quant::FitOptions fit_options(const PlanFlags& f, const GlobalOptions& global) {
   quant::FitOptions o = quant::default_fit_options(f.codec);
+  o.code = f.code;
   o.context = f.context;
   o.max_width =
       f.widths.empty() ? f.max_width : *std::max_element(f.widths.begin(), f.widths.end());
   o.seed = global.seed;
   o.threads = global.threads;
   o.centre = !f.no_centre;
+  o.mixing = !f.no_mixing;
+  o.coherent_drop = !f.no_coherent;
+  o.fisher_shrinkage = f.fisher_shrinkage;
+  o.moment_shrinkage = f.moment_shrinkage;
+  o.outlier_counts = f.outliers;
   if (f.codec == "calibrated") o.group_size = f.group_size;
   if (!f.norm.empty()) o.norm = f.norm;
   if (!f.scale_rule.empty()) o.scale_rule = f.scale_rule;
@@ -129,8 +148,69 @@ Allocation allocate(const CostTable& table, std::int64_t bits) {
   }
 }
 
+/// Policies that are no rule of ours name a published codec (docs/baselines.md).
+bool names_codec(const std::string& policy) {
+  return std::ranges::find(kPolicies, policy) == std::end(kPolicies);
+}
+
+/// The codec that the policy names, its cost simulated from the profile.
+PlanBundle make_published_plan(const Profile& profile, const std::string& profile_sha,
+                               const PlanFlags& flags, const GlobalOptions& global) {
+  PlanBundle bundle =
+      quant::baseline_plan(flags.policy, profile.model, profile.sink_tokens, flags.context,
+                           global.seed, profile.layers.at(0).inv_freq, &profile);
+  bundle.plan.provenance.profile_sha256 = profile_sha;
+  bundle.plan.provenance.program = kProgram;
+  quant::set_prediction(
+      quant::simulate_cost(bundle, profile, {.seed = global.seed, .threads = global.threads}),
+      bundle.plan);
+  return bundle;
+}
+
+/// OPTION=VALUE of --try.
+void apply_change(const std::string& change, PlanFlags& flags) {
+  const auto equals = change.find('=');
+  const std::string name = change.substr(0, equals);
+  const std::string value = equals == std::string::npos ? "" : change.substr(equals + 1);
+  if (name == "code") {
+    flags.code = value;
+  } else if (name == "norm") {
+    flags.norm = value;
+  } else if (name == "scale-rule") {
+    flags.scale_rule = value;
+  } else if (name == "rotation") {
+    flags.rotation = value;
+  } else if (name == "codebook") {
+    flags.codebooks.push_back(value);
+  } else if (name == "group-size" || name == "max-width") {
+    const int number = value.size() < 4 ? std::atoi(value.c_str()) : 0;
+    (name == "group-size" ? flags.group_size : flags.max_width) = number;
+  } else {
+    throw ArgumentError(
+        "--try: expected code, norm, scale-rule, rotation, codebook, group-size or "
+        "max-width with =VALUE; found '" +
+        change + "'");
+  }
+}
+
+/// The curve from predicted to measured KL of validated plans.
+planner::CorrectionCurve read_correction(const std::vector<std::filesystem::path>& files) {
+  std::vector<planner::CorrectionPoint> points;
+  for (const auto& file : files) {
+    for (const CandidateResult& candidate : read_validation(file).candidates) {
+      if (candidate.predicted_kl && candidate.mode == "worst")
+        points.push_back({*candidate.predicted_kl, candidate.kl.mean, candidate.kl.standard_error});
+    }
+  }
+  if (!files.empty() && points.empty())
+    throw InputError(files.front().string(), "/candidates",
+                     "expected a plan measured in mode worst beside its predicted KL, found none");
+  return planner::fit_correction(points);
+}
+
 PlanBundle make_plan(const Profile& profile, const std::string& profile_sha, const PlanFlags& flags,
                      const GlobalOptions& global) {
+  if (names_codec(flags.policy)) return make_published_plan(profile, profile_sha, flags, global);
   quant::PlanHeader header;
   header.budget = parse_budget(flags);
   header.policy = flags.policy;
@@ -155,7 +235,8 @@ PlanBundle make_plan(const Profile& profile, const std::string& profile_sha, con
   geometry.page_tokens = kPageTokens;
   const auto allocation =
       header.budget.kind == "max_kl"
-          ? planner::allocate_for_cost(merged.table, header.budget.value)
+          ? planner::allocate_for_cost(
+                merged.table, read_correction(flags.corrections).predicted(header.budget.value))
           : allocate(merged.table, planner::budget_bits(header.budget, geometry));
   return fit.assemble(planner::expand(merged, fit.costs(), allocation), header);
 }
@@ -167,14 +248,30 @@ int run(const PlanFlags& flags, const GlobalOptions& global) {
     throw ArgumentError("plan: policy " + flags.policy +
                         " needs a budget: one of --bits, --bytes-per-token, --gib, --max-kl");
   }
-  if (!takes_budget && (has_budget || flags.codec != "rotated")) {
+  if (names_codec(flags.policy)) {
+    if (has_budget) {
+      throw ArgumentError("plan: policy " + flags.policy +
+                          " names a codec that fixes its bits: give no budget, or one of the "
+                          "policies fisher and uniform");
+    }
+  } else if (!takes_budget && (has_budget || flags.codec != "rotated")) {
     throw ArgumentError("plan: policy " + flags.policy +
                         " is a published rule for rotated codecs that fixes its widths: give "
                         "--codec rotated and no budget");
   }
   require_absent(flags.out, global);
   const auto profile = read_profile(flags.profile);
-  PlanBundle bundle = make_plan(profile, profile_sha256(flags.profile), flags, global);
+  const std::string profile_sha = profile_sha256(flags.profile);
+  const auto plan_with = [&](const std::vector<std::string>& changes, std::uint64_t seed) {
+    PlanFlags changed = flags;
+    for (const std::string& change : changes) apply_change(change, changed);
+    GlobalOptions seeded = global;
+    seeded.seed = seed;
+    return make_plan(profile, profile_sha, changed, seeded);
+  };
+  std::string trials;
+  PlanBundle bundle = flags.trials.asked() ? plan_by_trials(flags.trials, global, plan_with, trials)
+                                           : plan_with({}, global.seed);
   planner::CacheGeometry geometry;
   geometry.elements = elements_per_token(profile.model);
   geometry.context = flags.context;
@@ -183,6 +280,7 @@ int run(const PlanFlags& flags, const GlobalOptions& global) {
   bundle.plan.effective_bits_at_context =
       planner::effective_bits_at_context(bundle.plan.effective_bits, geometry);
   if (!global.dry_run) write_plan(bundle, flags.out, global.force);
+  if (!global.json) std::cout << trials;
   std::cout << (global.json ? plan_json(bundle) : describe(bundle));
   return 0;
 }
@@ -212,11 +310,18 @@ void add_plan(CLI::App& app, GlobalOptions& global, Action& action) {
   command->add_option("--batch", f->batch, "Sequences held, for --gib")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  command->add_option("--policy", f->policy, "fisher, uniform, rank432, norm-ratio or outlier83")
-      ->check(CLI::IsMember({"fisher", "uniform", "rank432", "norm-ratio", "outlier83"}))
+  command
+      ->add_option("--policy", f->policy,
+                   "fisher, uniform, rank432, norm-ratio, outlier83, or a published codec by name, "
+                   "such as q4_0 or turboquant:3+rht (docs/baselines.md)")
       ->capture_default_str();
   command->add_option("--codec", f->codec, "calibrated or rotated")
       ->check(CLI::IsMember({"calibrated", "rotated"}))
+      ->capture_default_str();
+  command
+      ->add_option("--code", f->code,
+                   "scalar, or tcq: trellis code for widths 1 to 4 (calibrated codec)")
+      ->check(CLI::IsMember({"scalar", "tcq"}))
       ->capture_default_str();
   command->add_option("--codebook", f->codebooks,
                       "WIDTH=lloyd_max|uniform (default: 2=uniform, others lloyd_max)");
@@ -233,6 +338,30 @@ void add_plan(CLI::App& app, GlobalOptions& global, Action& action) {
       ->add_option("--rotation", f->rotation,
                    "Rotated codec: haar (default), hadamard or signed_hadamard")
       ->check(CLI::IsMember({"haar", "hadamard", "signed_hadamard"}));
+  command
+      ->add_option("--outliers", f->outliers,
+                   "Rotated codec: also choose between these numbers of channels at 8 bits, "
+                   "such as 8,16")
+      ->delimiter(',');
+  command
+      ->add_option("--correction", f->corrections,
+                   "For --max-kl: validation.json files of this model's plans; the ceiling then "
+                   "holds for the KL that their predictions turned out as")
+      ->needs("--max-kl");
+  add_trial_options(*command, f->trials);
+  auto* ingredients = command->add_option_group("Ingredients, to measure what each is worth");
+  ingredients
+      ->add_option("--fisher-shrinkage", f->fisher_shrinkage,
+                   "Towards the identity; 1 plans by variance alone inside a head")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  ingredients->add_option("--moment-shrinkage", f->moment_shrinkage)
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  ingredients->add_flag("--no-mixing", f->no_mixing,
+                        "Store coordinates of equal width as they are");
+  ingredients->add_flag("--no-coherent", f->no_coherent,
+                        "Cost of width 0 without its measured coherence over tokens");
   command->add_flag("--no-centre", f->no_centre, "Do not subtract the mean");
   command->add_option("--max-width", f->max_width, "Largest width")
       ->check(CLI::Range(1, 8))

@@ -1,8 +1,12 @@
 #include <fstream>
 #include <iostream>
+#include <optional>
 
 #include "calib/evaluator.h"
 #include "calib/gates.h"
+#include "calib/passkey.h"
+#include "calib/prompts.h"
+#include "calib/text_results.h"
 #include "cli/commands.h"
 #include "cli/describe.h"
 #include "quant/baselines.h"
@@ -17,6 +21,10 @@ struct ValidateFlags {
   std::string baselines = "nearest", modes = "worst", gate;
   std::int64_t windows = 24;
   std::filesystem::path out;
+  bool passkey = false;
+  calib::PasskeyOptions passkey_options;
+  std::filesystem::path prompts;
+  calib::PromptOptions prompt_options;
   bool allow_other_weights = false, allow_calibration_text = false, markdown = false;
 };
 
@@ -37,6 +45,75 @@ void require_held_out(const PlanBundle& bundle, const ModelText& input,
       }
     }
   }
+}
+
+/// Everything that the checks beside perplexity need, made before any weight is read.
+struct TaskInputs {
+  std::vector<calib::PasskeyTask> passkey;
+  std::optional<calib::PromptSet> prompts;
+
+  TaskInputs(const ValidateFlags& flags, const ModelText& input, std::uint64_t seed) {
+    if (!flags.passkey && flags.prompts.empty()) return;
+    const auto tokenizer = calib::open_tokenizer(flags.input.model);
+    const auto& model = input.model->config();
+    if (flags.passkey) {
+      auto options = flags.passkey_options;
+      options.seed = seed;
+      passkey = calib::make_passkey_tasks(model, *tokenizer, input.sources, options);
+    }
+    if (!flags.prompts.empty())
+      prompts = calib::load_prompts(flags.prompts, *tokenizer, model, flags.prompt_options);
+  }
+};
+
+void add_passkey_options(CLI::App& command, ValidateFlags& f) {
+  constexpr const char* kGroup = "Task checks";
+  auto* passkey = command.add_flag(
+      "--passkey", f.passkey,
+      "Hide a key in the text and ask for it: log-probability and exact match against fp16");
+  passkey->group(kGroup);
+  command
+      .add_option("--passkey-contexts", f.passkey_options.contexts,
+                  "Tokens of the whole text with its question, separated by commas; default: 512, "
+                  "1024 and 2048 as far as the model's context goes")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 20))
+      ->needs(passkey)
+      ->group(kGroup);
+  command
+      .add_option("--passkey-depths", f.passkey_options.depths,
+                  "Where the key lies: 0 at the begin, 1 at the end")
+      ->delimiter(',')
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str()
+      ->needs(passkey)
+      ->group(kGroup);
+  command
+      .add_option("--passkey-trials", f.passkey_options.trials,
+                  "Keys and haystacks for each context and depth")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str()
+      ->needs(passkey)
+      ->group(kGroup);
+}
+
+void add_prompt_options(CLI::App& command, ValidateFlags& f) {
+  constexpr const char* kGroup = "Task checks";
+  auto* prompts = command.add_option(
+      "--prompts", f.prompts,
+      "Compare continuations with the greedy ones of fp16: .jsonl with \"prompt\" and perhaps "
+      "\"answer\" and \"category\", or text with a blank line between prompts");
+  prompts->group(kGroup);
+  command.add_option("--max-tokens", f.prompt_options.max_tokens, "Tokens of a continuation")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str()
+      ->needs(prompts)
+      ->group(kGroup);
+  command
+      .add_option("--stop", f.prompt_options.stop,
+                  "Text of the token that ends a continuation, such as '<|im_end|>'")
+      ->needs(prompts)
+      ->group(kGroup);
 }
 
 int run(const ValidateFlags& flags, const GlobalOptions& global) {
@@ -64,10 +141,13 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
     candidates.push_back({name, nullptr});
   }
   for (std::size_t i = 0; i < bundles.size(); ++i) candidates[i].bundle = &bundles[i];
+  const TaskInputs tasks(flags, input, global.seed);
   if (global.dry_run) {
     std::cout << "would evaluate " << candidates.size() + 1 << " candidates on "
-              << input.windows.size() << " windows of " << flags.input.window
-              << " tokens and write " << out.string() << '\n';
+              << input.windows.size() << " windows of " << flags.input.window << " tokens, "
+              << tasks.passkey.size() << " passkeys and "
+              << (tasks.prompts ? tasks.prompts->prompts.size() : 0) << " prompts, and write "
+              << out.string() << '\n';
     return 0;
   }
   calib::EvaluateOptions options;
@@ -86,9 +166,25 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
   validation.part_begin = input.part_begin;
   validation.part_end = input.part_end;
   validation.program = kProgram;
+  validation.seed = global.seed;
   for (const auto& source : input.sources) {
     validation.text_names.push_back(source.info.name);
     validation.text_sha256.push_back(source.info.sha256);
+  }
+  if (input.sources.size() > 1) {
+    // The partial file holds all scores by now, so nothing runs again.
+    const auto scores =
+        calib::score_tokens(*input.model, input.windows, candidates, options, RunControl{});
+    validation.by_text =
+        calib::results_by_text(scores, input.windows, validation.text_names, candidates, options);
+  }
+  if (!tasks.passkey.empty())
+    validation.passkey = calib::check_passkey(*input.model, tasks.passkey, candidates, options,
+                                              run_control(printer));
+  if (tasks.prompts) {
+    validation.prompt_source = tasks.prompts->source;
+    validation.prompts = calib::check_prompts(*input.model, *tasks.prompts, candidates, options,
+                                              run_control(printer));
   }
   validation.gates = calib::apply_gates(gates, validation, "plan");
   write_validation(validation, out);
@@ -130,6 +226,8 @@ void add_validate(CLI::App& app, GlobalOptions& global, Action& action) {
       ->capture_default_str();
   command->add_option("--gate", f->gate,
                       "Fail with exit code 6 unless, for example, 'kl<=.05,ppl_rise<=.03'");
+  add_passkey_options(*command, *f);
+  add_prompt_options(*command, *f);
   command->add_flag("--markdown", f->markdown, "Print the table as Markdown");
   command->add_flag("--allow-other-weights", f->allow_other_weights,
                     "Apply a plan of the same architecture with other k/v weights");

@@ -37,18 +37,22 @@ std::pair<int, int> merge_key(Merge merge, const CostUnit& unit, int index) {
   throw InternalError("unknown Merge value " + std::to_string(static_cast<int>(merge)));
 }
 
-const CostChoice* find_width(const CostUnit& unit, int width) {
-  const auto found = std::find_if(unit.choices.begin(), unit.choices.end(),
-                                  [&](const CostChoice& c) { return c.width == width; });
+/// What bound units have in common: width and number of outlier channels.
+const CostChoice* find_alike(const CostUnit& unit, const CostChoice& wanted) {
+  const auto found =
+      std::find_if(unit.choices.begin(), unit.choices.end(), [&](const CostChoice& c) {
+        return c.width == wanted.width && c.outliers == wanted.outliers;
+      });
   return found == unit.choices.end() ? nullptr : &*found;
 }
 
-/// The allowed choices of one unit; widths are the key that binds units, so each occurs once.
+/// The allowed choices of one unit; width and outlier count are the key that binds units,
+/// so each pair occurs once.
 std::vector<CostChoice> allowed_choices(const CostUnit& unit, const std::vector<int>& widths) {
   std::vector<CostChoice> allowed;
-  std::set<int> seen;
+  std::set<std::pair<int, int>> seen;
   for (const CostChoice& choice : unit.choices) {
-    if (!seen.insert(choice.width).second) {
+    if (!seen.insert({choice.width, choice.outliers}).second) {
       throw ArgumentError(unit_name(unit) + " lists width " + std::to_string(choice.width) +
                           " twice: constraints need distinct widths");
     }
@@ -67,8 +71,9 @@ std::vector<CostChoice> allowed_choices(const CostUnit& unit, const std::vector<
 void bind(CostUnit& merged, const CostUnit& unit, const std::vector<CostChoice>& allowed) {
   std::vector<CostChoice> common;
   for (const CostChoice& choice : allowed) {
-    if (const CostChoice* sum = find_width(merged, choice.width)) {
-      common.push_back({choice.width, sum->size_bits + choice.size_bits, sum->cost + choice.cost});
+    if (const CostChoice* sum = find_alike(merged, choice)) {
+      common.push_back({choice.width, sum->size_bits + choice.size_bits, sum->cost + choice.cost,
+                        choice.outliers});
     }
   }
   if (common.empty()) {
@@ -152,12 +157,13 @@ Allocation expand(const MergedTable& merged, const CostTable& original,
                           std::to_string(i) + " is outside 0.." +
                           std::to_string(choices.size() - 1));
     }
-    const int width = choices[static_cast<std::size_t>(chosen)].width;
+    const CostChoice& wanted = choices[static_cast<std::size_t>(chosen)];
     for (int u : merged.members[i]) {
       const CostUnit& unit = original.units[static_cast<std::size_t>(u)];
-      const CostChoice* choice = find_width(unit, width);
+      const CostChoice* choice = find_alike(unit, wanted);
       if (choice == nullptr) {
-        throw ArgumentError(unit_name(unit) + " does not offer width " + std::to_string(width) +
+        throw ArgumentError(unit_name(unit) + " does not offer width " +
+                            std::to_string(wanted.width) +
                             ": the merged table is of another table");
       }
       result.choice[static_cast<std::size_t>(u)] = static_cast<int>(choice - unit.choices.data());

@@ -1,6 +1,6 @@
 #pragma once
-// Plans that need no profile: block formats, KIVI, TurboQuant, fp16; what `validate --baselines`
-// compares with.
+// Plans of published codecs by name: what `validate --baselines` compares with and what `plan
+// --policy` takes.
 
 #include <cstdint>
 #include <string>
@@ -8,20 +8,27 @@
 #include <vector>
 
 #include "schemas/plan.h"
+#include "schemas/profile.h"
 
 namespace kvplan::quant {
 
-/// Builds the plan of a named baseline for a model, its sizes taken from the codec's packed
-/// buffers:
-///   fp16, q8_0, q4_0      16, 8.5 and 4.5 bits
-///   kivi:B                B = 1..8, groups of 32: B + 1 bits
-///   turboquant:B or :K/V  as published: shared Haar rotation, Lloyd-Max book of the exact
-///   dimension, fp16 norm, B = 1..8 turboquant+:B or :K/V the same with the norm corrected
-/// `seed` is the rotation seed of turboquant. ArgumentError names the accepted forms, or what the
-/// model lacks.
+/// Builds the plan of a named codec (docs/baselines.md has them all) for a model: sizes from the
+/// codec's packed buffers, static_bytes as in Fit::assemble, no prediction.
+///   fp16 q8_0 q4_0 q4_1 q5_0 q5_1 iq4_nl nvfp4 mxfp4 fp8_e4m3 fp8_e5m2
+///   kivi:B                     B = 1..8, groups of 32: B + 1 bits
+///   int:B, int:K/V [+gN]       2..8 bits, absmax, one fp16 scale per token and head or group of N
+///   polar:B [+edge]            fp16 radius and B-bit angle of pairs
+///   turboquant:B, :K/V         shared Haar rotation, Lloyd-Max book of the exact dimension, fp16
+///                              norm; options follow, each after a "+":
+///     haar hadamard rht rht2 none | heads | one nc biased unbiased | beta gauss uniform | block=N
+///     std | prod prodkv | rademacher orthogonal | m=N m=Nd m=d/N | split=N outliers=N | centre
+/// `seed` is the rotation seed. A profile of the model is needed by split, outliers (the channels
+/// of largest E x^2 after rotary in each head) and centre, and gives fp8 and nvfp4 their static
+/// scales (1 without it); the plan then names the profile's texts. ArgumentError names the
+/// accepted forms, or what the model lacks.
 PlanBundle baseline_plan(std::string_view name, const ModelSpec& model, int sink_tokens,
                          std::int64_t context, std::uint64_t seed,
-                         const std::vector<double>& inv_freq);
+                         const std::vector<double>& inv_freq, const Profile* profile = nullptr);
 
 /// The baselines nearest to `effective_bits`: q8_0 and q4_0 where the model's rows divide into
 /// their blocks, and TurboQuant and KIVI at the nearest bits.

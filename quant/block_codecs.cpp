@@ -1,9 +1,12 @@
-// The block formats of ggml, to the byte: q8_0 and q4_0 over a token's whole row of kv_heads x
-// head_dim values. Source: ggml/src/ggml-quants.c of llama.cpp, quantize_row_q8_0_ref and
-// quantize_row_q4_0_ref.
+// The block formats of ggml, to the byte, over a token's whole row of kv_heads x head_dim values.
+// Source: ggml/src/ggml-quants.c of llama.cpp, the functions quantize_row_*_ref, which its KV cache
+// uses. Blocks are of 32 values; nibble i of the low halves is value i, of the high halves value
+// i + 16.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstring>
 #include <string>
 
 #include "quant/codec_checks.h"
@@ -13,13 +16,55 @@ namespace kvplan::quant {
 namespace {
 
 constexpr std::size_t kBlock = 32;  // values per fp16 scale
+constexpr std::size_t kHalfBlock = kBlock / 2;
+
+float inverse_or_zero(float scale) { return scale != 0 ? 1 / scale : 0; }
+
+/// The value of largest magnitude, the first of equals, with its sign.
+float largest_value(const float* x) {
+  float largest = 0;
+  for (std::size_t i = 0; i < kBlock; ++i)
+    if (std::abs(x[i]) > std::abs(largest)) largest = x[i];
+  return largest;
+}
+
+using Codes = std::array<std::uint8_t, kBlock>;
+
+void store_nibbles(const Codes& codes, std::byte* to) {
+  for (std::size_t i = 0; i < kHalfBlock; ++i)
+    to[i] = static_cast<std::byte>((codes[i] & 15) | (codes[i + kHalfBlock] & 15) << 4);
+}
+
+Codes load_nibbles(const std::byte* from) {
+  Codes codes{};
+  for (std::size_t i = 0; i < kHalfBlock; ++i) {
+    codes[i] = std::to_integer<std::uint8_t>(from[i] & std::byte{15});
+    codes[i + kHalfBlock] = std::to_integer<std::uint8_t>(from[i] >> 4);
+  }
+  return codes;
+}
+
+/// 5-bit codes: the fifth bits as one 32-bit word, bit i of value i, then the nibbles.
+void store_five_bits(const Codes& codes, std::byte* to) {
+  std::uint32_t high = 0;
+  for (std::size_t i = 0; i < kBlock; ++i) high |= std::uint32_t{codes[i]} >> 4 << i;
+  std::memcpy(to, &high, sizeof high);
+  store_nibbles(codes, to + sizeof high);
+}
+
+Codes load_five_bits(const std::byte* from) {
+  std::uint32_t high = 0;
+  std::memcpy(&high, from, sizeof high);
+  Codes codes = load_nibbles(from + sizeof high);
+  for (std::size_t i = 0; i < kBlock; ++i)
+    codes[i] = static_cast<std::uint8_t>(codes[i] | (high >> i & 1) << 4);
+  return codes;
+}
 
 struct Q8_0 {
   static constexpr std::size_t kBytes = 2 + kBlock;
   static void encode(const float* x, std::byte* to) {
-    float largest = 0;
-    for (std::size_t i = 0; i < kBlock; ++i) largest = std::max(largest, std::abs(x[i]));
-    const float scale = largest / 127, inverse = scale != 0 ? 1 / scale : 0;
+    const float scale = std::abs(largest_value(x)) / 127, inverse = inverse_or_zero(scale);
     store_half(to, scale);
     for (std::size_t i = 0; i < kBlock; ++i)
       to[2 + i] = static_cast<std::byte>(static_cast<std::int8_t>(std::round(x[i] * inverse)));
@@ -31,29 +76,99 @@ struct Q8_0 {
   }
 };
 
-// The value of largest magnitude, with its sign, becomes code 0 = level -8. Low nibbles hold the
-// first half of the block.
-struct Q4_0 {
-  static constexpr std::size_t kBytes = 2 + kBlock / 2;
+template <int Bits>
+struct Nibbles {
+  static constexpr std::size_t kBytes = kHalfBlock;
+  static void store(const Codes& codes, std::byte* to) { store_nibbles(codes, to); }
+  static Codes load(const std::byte* from) { return load_nibbles(from); }
+};
+template <>
+struct Nibbles<5> {
+  static constexpr std::size_t kBytes = 4 + kHalfBlock;
+  static void store(const Codes& codes, std::byte* to) { store_five_bits(codes, to); }
+  static Codes load(const std::byte* from) { return load_five_bits(from); }
+};
+
+/// q4_0, q5_0: the value of largest magnitude, with its sign, becomes code 0 = level -2^(Bits-1).
+template <int Bits>
+struct Symmetric {
+  static constexpr std::size_t kBytes = 2 + Nibbles<Bits>::kBytes;
+  static constexpr int kZero = 1 << (Bits - 1), kTop = (1 << Bits) - 1;
   static void encode(const float* x, std::byte* to) {
-    float largest = 0;
-    for (std::size_t i = 0; i < kBlock; ++i)
-      if (std::abs(x[i]) > std::abs(largest)) largest = x[i];
-    const float scale = largest / -8, inverse = scale != 0 ? 1 / scale : 0;
+    const float scale = largest_value(x) / -kZero, inverse = inverse_or_zero(scale);
     store_half(to, scale);
-    const auto code = [inverse](float value) {
-      return static_cast<unsigned>(std::min(15, static_cast<int>(value * inverse + 8.5f)));
-    };
-    for (std::size_t i = 0; i < kBlock / 2; ++i)
-      to[2 + i] = static_cast<std::byte>(code(x[i]) | code(x[i + kBlock / 2]) << 4);
+    Codes codes{};
+    for (std::size_t i = 0; i < kBlock; ++i)
+      codes[i] = static_cast<std::uint8_t>(
+          std::min(kTop, static_cast<int>(x[i] * inverse + (kZero + 0.5f))));
+    Nibbles<Bits>::store(codes, to + 2);
   }
   static void decode(const std::byte* from, float* x) {
     const float scale = load_half(from);
-    for (std::size_t i = 0; i < kBlock / 2; ++i) {
-      const int both = std::to_integer<int>(from[2 + i]);
-      x[i] = static_cast<float>((both & 15) - 8) * scale;
-      x[i + kBlock / 2] = static_cast<float>((both >> 4) - 8) * scale;
+    const Codes codes = Nibbles<Bits>::load(from + 2);
+    for (std::size_t i = 0; i < kBlock; ++i) x[i] = static_cast<float>(codes[i] - kZero) * scale;
+  }
+};
+
+/// q4_1, q5_1: fp16 scale, fp16 minimum.
+template <int Bits>
+struct Asymmetric {
+  static constexpr std::size_t kBytes = 4 + Nibbles<Bits>::kBytes;
+  static constexpr int kTop = (1 << Bits) - 1;
+  static void encode(const float* x, std::byte* to) {
+    const auto [low, high] = std::minmax_element(x, x + kBlock);
+    const float minimum = *low, scale = (*high - minimum) / kTop;
+    const float inverse = inverse_or_zero(scale);
+    store_half(to, scale);
+    store_half(to + 2, minimum);
+    Codes codes{};
+    for (std::size_t i = 0; i < kBlock; ++i)
+      codes[i] = static_cast<std::uint8_t>(
+          std::min(kTop, static_cast<int>((x[i] - minimum) * inverse + 0.5f)));
+    Nibbles<Bits>::store(codes, to + 4);
+  }
+  static void decode(const std::byte* from, float* x) {
+    const float scale = load_half(from), minimum = load_half(from + 2);
+    const Codes codes = Nibbles<Bits>::load(from + 4);
+    for (std::size_t i = 0; i < kBlock; ++i) x[i] = static_cast<float>(codes[i]) * scale + minimum;
+  }
+};
+
+/// Sixteen unevenly spaced levels. The scale first maps the largest value to the lowest level; then
+/// it is fitted by least squares with weights x^2, the codes staying as they were.
+struct Iq4Nl {
+  static constexpr std::size_t kBytes = 2 + kHalfBlock;
+  static constexpr std::array<float, 16> kLevels = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                                    1,    13,   25,  38,  53,  69,  89,  113};
+  static constexpr float kSmallest = 1e-15f;  // a block below is stored as 0
+
+  /// Ties go to the higher level.
+  static std::uint8_t nearest(float value) {
+    const auto above = std::upper_bound(kLevels.begin(), kLevels.end(), value);
+    const bool lower = above == kLevels.end() ||
+                       (above != kLevels.begin() && value - *(above - 1) < *above - value);
+    return static_cast<std::uint8_t>(above - kLevels.begin() - (lower ? 1 : 0));
+  }
+  static void encode(const float* x, std::byte* to) {
+    const float largest = largest_value(x);
+    std::fill_n(to, kBytes, std::byte{0});
+    if (std::abs(largest) < kSmallest) return;
+    const float inverse = 1 / (largest / kLevels.front());
+    Codes codes{};
+    float product = 0, square = 0;
+    for (std::size_t i = 0; i < kBlock; ++i) {
+      codes[i] = nearest(inverse * x[i]);
+      const float level = kLevels[codes[i]], weight = x[i] * x[i];
+      product += weight * level * x[i];
+      square += weight * level * level;
     }
+    store_half(to, product / square);
+    store_nibbles(codes, to + 2);
+  }
+  static void decode(const std::byte* from, float* x) {
+    const float scale = load_half(from);
+    const Codes codes = load_nibbles(from + 2);
+    for (std::size_t i = 0; i < kBlock; ++i) x[i] = scale * kLevels[codes[i]];
   }
 };
 
@@ -99,14 +214,21 @@ class BlockCodec : public Codec {
 std::unique_ptr<Codec> make_block_codec(const PlanBundle& bundle, int layer, Side side) {
   side_plan(bundle, layer, side);
   const ModelSpec& model = bundle.plan.model;
+  const std::string& codec = bundle.plan.codec;
   const HeadGeometry geometry{model.kv_heads, model.head_dim};
   if (std::int64_t{model.kv_heads} * model.head_dim % std::int64_t{kBlock} != 0)
     throw InputError("plan.json", "/codec",
-                     bundle.plan.codec + " needs kv_heads x head_dim to be a multiple of " +
+                     codec + " needs kv_heads x head_dim to be a multiple of " +
                          std::to_string(kBlock) + ", found " + std::to_string(model.kv_heads) +
                          " x " + std::to_string(model.head_dim));
-  if (bundle.plan.codec == "q8_0") return std::make_unique<BlockCodec<Q8_0>>(geometry);
-  return std::make_unique<BlockCodec<Q4_0>>(geometry);
+  if (codec == "q8_0") return std::make_unique<BlockCodec<Q8_0>>(geometry);
+  if (codec == "q4_0") return std::make_unique<BlockCodec<Symmetric<4>>>(geometry);
+  if (codec == "q4_1") return std::make_unique<BlockCodec<Asymmetric<4>>>(geometry);
+  if (codec == "q5_0") return std::make_unique<BlockCodec<Symmetric<5>>>(geometry);
+  if (codec == "q5_1") return std::make_unique<BlockCodec<Asymmetric<5>>>(geometry);
+  if (codec == "iq4_nl") return std::make_unique<BlockCodec<Iq4Nl>>(geometry);
+  throw InputError("plan.json", "/codec",
+                   "expected q8_0, q4_0, q4_1, q5_0, q5_1 or iq4_nl, found " + codec);
 }
 
 }  // namespace kvplan::quant

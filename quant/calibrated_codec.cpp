@@ -5,6 +5,7 @@
 
 #include "quant/codebook.h"
 #include "quant/transform_codec.h"
+#include "quant/trellis.h"
 #include "schemas/error.h"
 
 namespace kvplan::quant {
@@ -37,6 +38,19 @@ CodeRun make_run(const PlanTensors& tensors, int width, int begin) {
   return {begin, begin, width, levels->second, midpoints(levels->second)};
 }
 
+CodeRun make_trellis_run(const PlanTensors& tensors, int width, int begin) {
+  const auto values = tensors.trellis.find(width);
+  const std::string name = "lut." + std::to_string(width);
+  if (values == tensors.trellis.end())
+    throw InputError("plan.safetensors", name,
+                     "the plan codes this width by a trellis but has no values for it");
+  if (values->second.size() != kTrellisStates)
+    throw InputError("plan.safetensors", name,
+                     "expected " + std::to_string(kTrellisStates) + " values, found " +
+                         std::to_string(values->second.size()));
+  return {begin, begin, width, values->second, {}};
+}
+
 }  // namespace
 
 std::unique_ptr<Codec> make_calibrated_codec(const PlanBundle& bundle, int layer, Side side) {
@@ -62,10 +76,13 @@ std::unique_ptr<Codec> make_calibrated_codec(const PlanBundle& bundle, int layer
     if (!plan.heads[h].outliers.empty())
       throw InputError("plan.json", head_pointer + "/outliers",
                        "calibrated plans have no outlier channels; expected none");
+    const bool trellis = bundle.plan.code == "tcq" && uses_trellis(widths, group_size);
     for (std::size_t g = 0; g < widths.size() && widths[g] > 0; ++g) {
       const int begin = static_cast<int>(g) * group_size;
       if (head.runs.empty() || head.runs.back().width != widths[g])
-        head.runs.push_back(make_run(bundle.tensors, widths[g], begin));
+        head.runs.push_back(trellis && widths[g] <= kMaxTrellisWidth
+                                ? make_trellis_run(bundle.tensors, widths[g], begin)
+                                : make_run(bundle.tensors, widths[g], begin));
       head.runs.back().end = begin + group_size;
     }
     for (std::size_t g = 1; g < widths.size(); ++g)

@@ -120,18 +120,45 @@ void Codec::decode_transformed(const KvShape&, std::span<const std::byte>, std::
 }
 
 std::unique_ptr<Codec> make_codec(const PlanBundle& bundle, int layer, Side side) {
-  const std::string& codec = bundle.plan.codec;
-  if (bundle.plan.code != "scalar")
-    throw InputError(
-        "plan.json", "/code",
-        "expected scalar, found " + bundle.plan.code + "; this version has no codec for it");
-  if (codec == "calibrated") return make_calibrated_codec(bundle, layer, side);
-  if (codec == "rotated") return make_rotated_codec(bundle, layer, side);
-  if (codec == "q8_0" || codec == "q4_0") return make_block_codec(bundle, layer, side);
-  if (codec == "kivi") return make_kivi_codec(bundle, layer, side);
-  if (codec == "fp16") return make_fp16_codec(bundle, layer, side);
-  throw InputError("plan.json", "/codec",
-                   "expected calibrated, rotated, q8_0, q4_0, kivi or fp16, found " + codec);
+  struct Family {
+    std::string_view codec;
+    std::initializer_list<std::string_view> codes;
+    std::unique_ptr<Codec> (*make)(const PlanBundle&, int, Side);
+  };
+  static const Family kFamilies[] = {
+      {"calibrated", {"scalar", "tcq"}, make_calibrated_codec},
+      {"rotated", {"scalar", "polar", "polar_edge"}, make_rotated_codec},
+      {"q8_0", {"scalar"}, make_block_codec},
+      {"q4_0", {"scalar"}, make_block_codec},
+      {"q4_1", {"scalar"}, make_block_codec},
+      {"q5_0", {"scalar"}, make_block_codec},
+      {"q5_1", {"scalar"}, make_block_codec},
+      {"iq4_nl", {"scalar"}, make_block_codec},
+      {"fp8_e4m3", {"scalar"}, make_float_codec},
+      {"fp8_e5m2", {"scalar"}, make_float_codec},
+      {"nvfp4", {"scalar"}, make_float_codec},
+      {"mxfp4", {"scalar"}, make_float_codec},
+      {"int", {"scalar"}, make_int_codec},
+      {"kivi", {"scalar"}, make_kivi_codec},
+      {"fp16", {"scalar"}, make_fp16_codec}};
+  const auto listed = [](const auto& items, auto name) {
+    std::string names;
+    for (const auto& item : items)
+      names.append(names.empty() ? "" : ", ").append(std::string(name(item)));
+    return names;
+  };
+  const auto family = std::ranges::find(kFamilies, bundle.plan.codec, &Family::codec);
+  if (family == std::end(kFamilies))
+    throw InputError("plan.json", "/codec",
+                     "expected one of " +
+                         listed(kFamilies, [](const Family& f) { return f.codec; }) + ", found " +
+                         bundle.plan.codec);
+  if (std::ranges::find(family->codes, bundle.plan.code) == family->codes.end())
+    throw InputError("plan.json", "/code",
+                     "expected " +
+                         listed(family->codes, [](std::string_view code) { return code; }) +
+                         " with codec " + bundle.plan.codec + ", found " + bundle.plan.code);
+  return family->make(bundle, layer, side);
 }
 
 void round_trip(const Codec& codec, const KvShape& shape, std::int64_t first_position,

@@ -46,6 +46,8 @@ std::string tensor_name(int layer, Side side, const char* name);
 std::unique_ptr<Codec> make_calibrated_codec(const PlanBundle& bundle, int layer, Side side);
 std::unique_ptr<Codec> make_rotated_codec(const PlanBundle& bundle, int layer, Side side);
 std::unique_ptr<Codec> make_block_codec(const PlanBundle& bundle, int layer, Side side);
+std::unique_ptr<Codec> make_int_codec(const PlanBundle& bundle, int layer, Side side);
+std::unique_ptr<Codec> make_float_codec(const PlanBundle& bundle, int layer, Side side);
 std::unique_ptr<Codec> make_kivi_codec(const PlanBundle& bundle, int layer, Side side);
 std::unique_ptr<Codec> make_fp16_codec(const PlanBundle& bundle, int layer, Side side);
 

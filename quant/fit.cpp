@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "quant/fit_impl.h"
 #include "quant/moments.h"
 #include "quant/parallel_for.h"
+#include "quant/trellis.h"
 #include "schemas/error.h"
 
 namespace kvplan::quant {
@@ -15,6 +17,7 @@ namespace {
 constexpr double kVarianceFloor = 1e-9;
 /// Largest code of an 8-bit absmax code.
 constexpr double kOutlierCodeMax = 127;
+constexpr int kOutlierBits = 8, kOutlierScaleBits = 16;
 
 std::vector<double> diagonal(std::span<const double> matrix, std::size_t d) {
   std::vector<double> out(d);
@@ -96,6 +99,14 @@ void Fit::Impl::fit_head(const Profile& profile, int layer, Side side, int head)
   fit.absmax.assign(sums.absmax.row(row).begin(), sums.absmax.row(row).end());
   fit.fisher_diagonal = diagonal(moments.fisher, d);
   fit.second_diagonal = diagonal(moments.second, d);
+  fit.by_gain.resize(d);
+  std::iota(fit.by_gain.begin(), fit.by_gain.end(), 0);
+  const auto gain = [&fit](int channel) {
+    const auto i = static_cast<std::size_t>(channel);
+    return fit.fisher_diagonal[i] * fit.second_diagonal[i];
+  };
+  std::stable_sort(fit.by_gain.begin(), fit.by_gain.end(),
+                   [&](int a, int b) { return gain(a) > gain(b); });
   const double energy = sum(diagonal(sums.outer.row(row), d)) / n;
   fit.rotated_cost = sum(fit.fisher_diagonal) * energy / static_cast<double>(d) / 2;
 
@@ -118,21 +129,43 @@ void Fit::Impl::fit_head(const Profile& profile, int layer, Side side, int head)
             .group = group,
             .elements = group_size(),
             .choices = {}};
+    if (!calibrated()) {
+      unit.choices = rotated_choices(fit);
+      continue;
+    }
     const auto size = static_cast<std::size_t>(group_size());
+    const std::size_t begin = static_cast<std::size_t>(group) * size;
+    const double lambda_sum =
+        sum(std::span<const double>(fit.transform.lambda).subspan(begin, size));
     for (int width = 0; width <= options.max_width; ++width) {
-      double cost = 0;
-      if (calibrated()) {
-        const std::size_t begin = static_cast<std::size_t>(group) * size;
-        const std::span<const double> lambda(fit.transform.lambda);
-        cost = sum(lambda.subspan(begin, size)) / 2 * relative_error(width);
-        if (width == 0)
-          cost = std::max(cost, sum(std::span<const double>(coherent).subspan(begin, size)));
-      } else {
-        cost = rotated_code_cost(fit, width, {});
-      }
+      double cost = lambda_sum / 2 * relative_error(width);
+      if (width == 0 && options.coherent_drop)
+        cost = std::max(cost, sum(std::span<const double>(coherent).subspan(begin, size)));
       unit.choices.push_back({width, std::int64_t{width} * group_size(), cost});
     }
   }
+}
+
+std::vector<int> HeadFit::outliers(int count) const {
+  std::vector<int> channels(by_gain.begin(), by_gain.begin() + count);
+  std::sort(channels.begin(), channels.end());
+  return channels;
+}
+
+std::vector<CostChoice> Fit::Impl::rotated_choices(const HeadFit& head) const {
+  std::vector<CostChoice> choices;
+  for (int width = 0; width <= options.max_width; ++width) {
+    choices.push_back(
+        {width, std::int64_t{width} * model.head_dim, rotated_code_cost(head, width, {})});
+    for (const int count : options.outlier_counts) {
+      const std::int64_t bits = std::int64_t{width} * (model.head_dim - count) +
+                                std::int64_t{kOutlierBits} * count + kOutlierScaleBits;
+      choices.push_back({width, bits, rotated_code_cost(head, width, head.outliers(count)), count});
+    }
+  }
+  std::stable_sort(choices.begin(), choices.end(),
+                   [](const auto& a, const auto& b) { return a.size_bits < b.size_bits; });
+  return choices;
 }
 
 std::string Fit::Impl::codebook_name(int width) const {
@@ -142,7 +175,9 @@ std::string Fit::Impl::codebook_name(int width) const {
 
 double Fit::Impl::relative_error(int width) const {
   if (width == 0) return 1;
-  const double distortion = books[static_cast<std::size_t>(width)].distortion;
+  const double distortion = tcq() && width <= kMaxTrellisWidth
+                                ? trellis_distortion(width)
+                                : books[static_cast<std::size_t>(width)].distortion;
   // A centroid code c of a long vector y has |c|^2 = <y,c> = (1 - D) |y|^2; the scale rules stretch
   // it.
   if (options.scale_rule == "unbiased") return distortion / (1 - distortion);

@@ -16,6 +16,7 @@ namespace kvplan::quant {
 
 struct FitOptions {
   std::string codec = "calibrated";  // calibrated | rotated
+  std::string code = "scalar";       // scalar | tcq (calibrated)
   std::int64_t context = 4096;       // tokens that the plan is declared for
   int group_size = 16;  // calibrated: coordinates per width, a multiple of 8 that divides head_dim
   int max_width = 6;    // 1..8
@@ -26,8 +27,13 @@ struct FitOptions {
   bool centre = true;
   RotationSpec rotation;  // rotated codecs; kind "none" for calibrated ones
   double fisher_shrinkage = 0.05, moment_shrinkage = 0.01;  // 0..1
-  std::uint64_t seed = 0;                                   // of the mixing matrices
-  int threads = 1;  // 0: all cores; never changes a byte of the result
+  bool coherent_drop =
+      true;            // width 0 costs at least what leaving the coordinates out was measured to
+  bool mixing = true;  // turn coordinates of equal width by a random rotation
+  std::vector<int> outlier_counts;  // rotated: also offer this many channels at 8 bits, of largest
+                                    // F_ii C_ii; multiples of 8 below head_dim, ascending
+  std::uint64_t seed = 0;           // of the mixing matrices
+  int threads = 1;                  // 0: all cores; never changes a byte of the result
 };
 
 /// The defaults of a codec: those above, or for "rotated" a Haar rotation, Lloyd-Max throughout,
@@ -59,7 +65,9 @@ class Fit {
   /// lambda D_u(b), width 0: max of the measured coherent cost and 1/2 sum lambda. rotated: one
   /// unit per (layer, side, head), cost D(b) tr(F) tr(C)/d / 2 with C about the mean if
   /// options.centre, else about 0. D is the relative error of the codebook under
-  /// options.scale_rule. fixed_bits: the norms.
+  /// options.scale_rule; options.outlier_counts multiply the choices; with code tcq that of the
+  /// trellis for widths 1..4, also where a head will turn out too short for one. fixed_bits: the
+  /// norms.
   const CostTable& costs() const;
 
   /// Turns an allocation over costs().units into a plan: sorts groups into storage order, mixes
@@ -67,8 +75,8 @@ class Fit {
   /// size, predicted KL and shares. A unit with choice -1 is fp16, which must hold for its whole
   /// (layer, side). static_bytes: what a runtime keeps per model beside the cache: A and A^-1
   /// (calibrated) or the distinct dense rotations (rotated; Hadamard needs none) in fp16, means in
-  /// fp32 if centred, levels in fp32, outlier channel lists in int32; lambda (at most seven
-  /// distinct numbers per head) and everything of fp16 sides are not counted.
+  /// fp32 if centred, levels in fp32, trellis tables in fp16, outlier channel lists in int32;
+  /// lambda (at most seven distinct numbers per head) and everything of fp16 sides are not counted.
   /// effective_bits_at_context stays 0: the caller sets it (planner/budget.h).
   PlanBundle assemble(const Allocation& allocation, const PlanHeader& header) const;
 

@@ -10,6 +10,7 @@
 #include "quant/linalg.h"
 #include "quant/parallel_for.h"
 #include "quant/rotation.h"
+#include "quant/trellis.h"
 #include "schemas/error.h"
 
 namespace kvplan::quant {
@@ -128,6 +129,8 @@ std::vector<HeadChoice> Fit::Impl::choices_of(const Allocation& allocation) cons
     } else {
       head.plan.widths.push_back(unit.choices[static_cast<std::size_t>(chosen)].width);
       head.cost += unit.choices[static_cast<std::size_t>(chosen)].cost;
+      head.plan.outliers = heads[head_index(unit.layer, unit.side, unit.head)].outliers(
+          unit.choices[static_cast<std::size_t>(chosen)].outliers);
     }
     const HeadChoice& first = choices[head_index(unit.layer, unit.side, 0)];
     if (first.fp16() != (chosen == -1))
@@ -189,6 +192,7 @@ PlanBundle Fit::Impl::build(const std::vector<HeadChoice>& choices,
   plan.budget = header.budget;
   plan.policy = header.policy;
   plan.codec = options.codec;
+  plan.code = options.code;
   plan.group_size = group_size();
   plan.scale_rule = options.scale_rule;
   plan.norm = options.norm;
@@ -201,10 +205,16 @@ PlanBundle Fit::Impl::build(const std::vector<HeadChoice>& choices,
 
   bundle.tensors = plan_tensors(choices);
   for (const HeadChoice& choice : choices) {
+    const bool trellis = tcq() && uses_trellis(choice.plan.widths, group_size());
     for (const int width : choice.plan.widths) {
       if (width == 0 || width == kFp16Width) continue;
       plan.codebooks[width] = codebook_name(width);
-      bundle.tensors.levels[width] = books[static_cast<std::size_t>(width)].levels;
+      if (trellis && width <= kMaxTrellisWidth) {
+        const auto& values = trellis_table(width).values;
+        bundle.tensors.trellis[width].assign(values.begin(), values.end());
+      } else {
+        bundle.tensors.levels[width] = books[static_cast<std::size_t>(width)].levels;
+      }
     }
   }
   plan.effective_bits = measured_effective_bits(bundle);
@@ -307,10 +317,11 @@ void Fit::Impl::store_transform(int layer, Side side, int head, const std::vecto
     }
     const auto m = static_cast<int>(coordinates.size());
     const std::vector<double> q =
-        width == 0 ? std::vector<double>{}
-                   : haar_rotation(m, options.seed, static_cast<std::uint32_t>(layer),
-                                   static_cast<std::uint32_t>(head * 2 + static_cast<int>(side)),
-                                   static_cast<std::uint32_t>(width), true);
+        width == 0 || !options.mixing
+            ? std::vector<double>{}
+            : haar_rotation(m, options.seed, static_cast<std::uint32_t>(layer),
+                            static_cast<std::uint32_t>(head * 2 + static_cast<int>(side)),
+                            static_cast<std::uint32_t>(width), true);
     const std::vector<double> a = mixed_rows(from.analysis, d, coordinates, q);
     const std::vector<double> s = mixed_rows(synthesis_rows, d, coordinates, q);
     for (std::size_t i = 0; i < coordinates.size(); ++i, ++stored) {
@@ -326,6 +337,7 @@ void Fit::Impl::store_transform(int layer, Side side, int head, const std::vecto
 std::int64_t Fit::Impl::static_bytes(const PlanBundle& bundle) const {
   std::size_t bytes = calibrated() ? 0 : rotation_bytes(bundle.plan);
   for (const auto& [width, levels] : bundle.tensors.levels) bytes += levels.size() * kFloatBytes;
+  for (const auto& [width, values] : bundle.tensors.trellis) bytes += values.size() * kHalfBytes;
   for (std::size_t l = 0; l < bundle.plan.layers.size(); ++l) {
     for (const Side side : kSides) {
       const std::vector<HeadPlan>& stored = bundle.plan.layers[l].side(side).heads;

@@ -32,13 +32,24 @@ void check_calibrated(const FitOptions& o, int head_dim) {
   if (o.group_size < 8 || o.group_size % 8 != 0 || head_dim % o.group_size != 0)
     throw ArgumentError("group_size: expected a multiple of 8 that divides head_dim = " +
                         std::to_string(head_dim) + ", found " + std::to_string(o.group_size));
+  if (!o.outlier_counts.empty())
+    throw ArgumentError("outlier_counts: only rotated codes have outlier channels");
+  require_one_of("code", o.code, {"scalar", "tcq"});
   require_one_of("norm", o.norm, {"log8", "fp16"});
   require_one_of("rotation.kind of codec calibrated", o.rotation.kind, {"none"});
   for (const auto& [width, name] : o.codebooks)
     require_one_of("codebooks", name, {"lloyd_max", "uniform"});
 }
 
-void check_rotated(const FitOptions& o) {
+void check_rotated(const FitOptions& o, int head_dim) {
+  for (std::size_t i = 0; i < o.outlier_counts.size(); ++i) {
+    const int count = o.outlier_counts[i];
+    if (count < 8 || count % 8 != 0 || count >= head_dim ||
+        (i > 0 && count <= o.outlier_counts[i - 1]))
+      throw ArgumentError("outlier_counts: expected ascending multiples of 8 below head_dim = " +
+                          std::to_string(head_dim) + ", found " + std::to_string(count));
+  }
+  require_one_of("code of codec rotated", o.code, {"scalar"});
   require_one_of("norm of codec rotated", o.norm, {"fp16"});
   require_one_of("rotation.kind", o.rotation.kind, {"none", "hadamard", "signed_hadamard", "haar"});
   require_one_of("rotation.scope", o.rotation.scope, {"model", "head"});
@@ -145,7 +156,7 @@ void check_options(const FitOptions& o, const Profile& profile) {
   if (o.codec == "calibrated") {
     check_calibrated(o, profile.model.head_dim);
   } else {
-    check_rotated(o);
+    check_rotated(o, profile.model.head_dim);
   }
 }
 

@@ -21,6 +21,9 @@ struct HeadFit {
   std::vector<float> absmax;                             // [d]
   std::vector<double> fisher_diagonal, second_diagonal;  // [d] after rotary, not shrunk
   double rotated_cost = 0;                               // 1/2 tr(F) E|x|^2 / d, uncentred
+  std::vector<int> by_gain;  // channels by descending F_ii C_ii, ties to the lower one
+  /// The `count` channels whose error costs most at equal bits, ascending.
+  std::vector<int> outliers(int count) const;
 };
 
 /// What is stored of one layer, side and KV head and what that costs.
@@ -42,6 +45,8 @@ struct Fit::Impl {
   CostTable costs;
 
   Impl(const Profile& profile, const FitOptions& chosen);
+  /// Choices of a rotated head: widths, each also with outlier channels if the options say so.
+  std::vector<CostChoice> rotated_choices(const HeadFit& head) const;
   /// Fills heads and cost units of one head.
   void fit_head(const Profile& profile, int layer, Side side, int head);
 
@@ -49,13 +54,14 @@ struct Fit::Impl {
     return static_cast<std::size_t>((layer * 2 + static_cast<int>(side)) * model.kv_heads + head);
   }
   bool calibrated() const { return options.codec == "calibrated"; }
+  bool tcq() const { return options.code == "tcq"; }
   /// Coordinates per entry of HeadPlan::widths.
   int group_size() const { return calibrated() ? options.group_size : model.head_dim; }
   int groups() const { return model.head_dim / group_size(); }
   /// Of a width of 1..8: "lloyd_max" unless the options name another.
   std::string codebook_name(int width) const;
   /// Squared error of a code of `width` bits relative to the vector's energy, under the options'
-  /// codebook and scale rule.
+  /// code, codebook and scale rule.
   double relative_error(int width) const;
   /// Rotated code of one width over all channels but `outliers`, which are coded at 8 bits: nats
   /// per token.

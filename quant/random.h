@@ -19,7 +19,10 @@ enum class StreamPurpose : std::uint32_t {
   kMixing = 2,
   kLabels = 3,
   kBootstrap = 4,
-  kTest = 5
+  kTest = 5,
+  kSketch = 6,      // rows of sign sketches
+  kSimulation = 7,  // vectors drawn from a profile's moments
+  kStudy = 8        // data of studies
 };
 
 /// One stream, addressed by (seed, purpose, a, b, c): draw i depends on these alone.

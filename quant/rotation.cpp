@@ -30,10 +30,6 @@ KVPLAN_VECTOR_CLONES void orthonormalise_columns(double* a, int d, double* proje
   }
 }
 
-std::uint32_t head_side_key(int head, Side side) {
-  return 2 * static_cast<std::uint32_t>(head) + static_cast<std::uint32_t>(side);
-}
-
 void require_dimension(int d) {
   if (d < 1)
     throw ArgumentError("a rotation needs a dimension of at least 1, got " + std::to_string(d));
@@ -41,11 +37,12 @@ void require_dimension(int d) {
 
 }  // namespace
 
-std::vector<double> haar_rotation(int d, std::uint64_t seed, std::uint32_t layer,
-                                  std::uint32_t head_side, std::uint32_t width, bool mixing) {
+std::uint32_t head_side_key(int head, Side side) {
+  return 2 * static_cast<std::uint32_t>(head) + static_cast<std::uint32_t>(side);
+}
+
+std::vector<double> haar_matrix(int d, RandomStream& random) {
   require_dimension(d);
-  RandomStream random(seed, mixing ? StreamPurpose::kMixing : StreamPurpose::kRotation, layer,
-                      head_side, width);
   std::vector<double> q(static_cast<std::size_t>(d) * static_cast<std::size_t>(d));
   for (double& x : q) x = random.next_normal();
   // A second pass removes the departure from orthogonality that an ill-conditioned draw leaves
@@ -53,6 +50,13 @@ std::vector<double> haar_rotation(int d, std::uint64_t seed, std::uint32_t layer
   std::vector<double> projection(static_cast<std::size_t>(d));
   for (int pass = 0; pass < 2; ++pass) orthonormalise_columns(q.data(), d, projection.data());
   return q;
+}
+
+std::vector<double> haar_rotation(int d, std::uint64_t seed, std::uint32_t layer,
+                                  std::uint32_t head_side, std::uint32_t width, bool mixing) {
+  RandomStream random(seed, mixing ? StreamPurpose::kMixing : StreamPurpose::kRotation, layer,
+                      head_side, width);
+  return haar_matrix(d, random);
 }
 
 std::vector<double> hadamard_rotation(int d, bool random_signs, int rounds, std::uint64_t seed,
@@ -110,6 +114,34 @@ std::vector<double> rotation_matrix(const RotationSpec& spec, int d, int layer, 
     return hadamard_rotation(d, spec.kind == "signed_hadamard", spec.rounds, spec.seed, layer_key,
                              head_key);
   return haar_rotation(d, spec.seed, layer_key, head_key, 0, false);
+}
+
+std::vector<double> sketch_matrix(const RotatedVariant& variant, const RotationSpec& spec, int d,
+                                  int layer, int head, Side side) {
+  require_dimension(d);
+  const bool shared = spec.scope == "model";
+  RandomStream random(spec.seed, StreamPurpose::kSketch,
+                      shared ? 0u : static_cast<std::uint32_t>(layer),
+                      shared ? 0u : head_side_key(head, side));
+  const std::size_t size =
+      static_cast<std::size_t>(variant.sketch_rows) * static_cast<std::size_t>(d);
+  std::vector<double> rows;
+  rows.reserve(size);
+  while (rows.size() < size) {
+    if (variant.sketch == "gaussian") {
+      rows.push_back(random.next_normal());
+    } else if (variant.sketch == "rademacher") {
+      rows.push_back(random.next_u32() >> 31 ? -1 : 1);
+    } else if (variant.sketch == "orthogonal") {
+      const double length = std::sqrt(static_cast<double>(d));
+      for (const double value : haar_matrix(d, random)) rows.push_back(length * value);
+    } else {
+      throw ArgumentError("unknown sketch \"" + variant.sketch +
+                          "\"; expected gaussian, rademacher or orthogonal");
+    }
+  }
+  rows.resize(size);
+  return rows;
 }
 
 }  // namespace kvplan::quant

@@ -1,16 +1,21 @@
 #pragma once
-// Random rotations from a seed: Haar-distributed and (signed) Hadamard.
+// Random matrices from a seed: rotations (Haar-distributed, Hadamard) and the rows of sign
+// sketches.
 
 #include <cstdint>
 #include <vector>
 
+#include "quant/random.h"
 #include "schemas/plan.h"
 
 namespace kvplan::quant {
 
-/// Haar-distributed orthogonal d x d matrix, row-major: QR of a Gaussian matrix with the signs of
-/// R's diagonal moved into Q (Mezzadri 2007, "How to generate random matrices from the classical
-/// compact groups"). `key` a,b,c as in RandomStream.
+/// Haar-distributed orthogonal d x d matrix, row-major, from the stream's next d*d normals: QR of a
+/// Gaussian matrix with the signs of R's diagonal moved into Q (Mezzadri 2007, "How to generate
+/// random matrices from the classical compact groups").
+std::vector<double> haar_matrix(int d, RandomStream& random);
+
+/// The same from the stream (seed, rotation or mixing, layer, head_side, width).
 std::vector<double> haar_rotation(int d, std::uint64_t seed, std::uint32_t layer,
                                   std::uint32_t head_side, std::uint32_t width, bool mixing);
 
@@ -25,5 +30,13 @@ std::vector<double> hadamard_rotation(int d, bool random_signs, int rounds, std:
 /// gives the identity.
 std::vector<double> rotation_matrix(const RotationSpec& spec, int d, int layer, int head,
                                     Side side);
+
+/// One number for a KV head and side, in the addresses of random streams.
+std::uint32_t head_side_key(int head, Side side);
+
+/// Rows S [sketch_rows, d] of a plan's sign sketch, row-major, E|row|^2 = d, of the rotation's seed
+/// and scope: normals, signs, or independent Haar matrices times sqrt(d), the last one cut.
+std::vector<double> sketch_matrix(const RotatedVariant& variant, const RotationSpec& spec, int d,
+                                  int layer, int head, Side side);
 
 }  // namespace kvplan::quant

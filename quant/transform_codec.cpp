@@ -10,6 +10,7 @@
 #include "quant/linalg.h"
 #include "quant/packing.h"
 #include "quant/portable_math.h"
+#include "quant/trellis.h"
 #include "schemas/error.h"
 
 namespace kvplan::quant {
@@ -56,6 +57,10 @@ struct CodeWord {
 struct Head {
   HeadTransform transform;
   std::vector<CodeWord> words;
+  std::optional<Trellis> trellis;
+  int trellis_begin = 0;              // its first coordinate
+  std::size_t trellis_begin_bit = 0;  // where its codes start in the head's bytes
+  std::size_t trellis_end_bit = 0;
   std::size_t code_offset = 0;  // bytes of norm and outliers before the codes
   std::size_t size_bytes = 0;
 };
@@ -130,6 +135,34 @@ double scale_of(ScaleRule rule, double yy, double yc, double cc) {
                     kMaxScale);
 }
 
+// The trellis of a head whose runs stay where they are, or none.
+std::optional<Trellis> make_trellis(const HeadTransform& transform) {
+  double largest = 0;
+  for (const CodeRun& run : transform.runs)
+    for (int i = run.begin; run.trellis() && i < run.end; ++i)
+      largest = std::max(largest, transform.weight[static_cast<std::size_t>(i)]);
+  std::vector<TrellisStep> steps;
+  for (const CodeRun& run : transform.runs)
+    for (int i = run.begin; run.trellis() && i < run.end; ++i) {
+      const double weight = transform.weight[static_cast<std::size_t>(i)];
+      steps.push_back(
+          {run.width, run.levels.data(), largest > 0 ? static_cast<float>(weight / largest) : 1});
+    }
+  return steps.empty() ? std::nullopt : std::optional<Trellis>(std::move(steps));
+}
+
+// The stream of a trellis goes on with its first bits behind its last, so that every state is 8
+// bits in a row.
+void close_circle(const Head& head, std::byte* bytes) {
+  const auto first =
+      load_word(bytes + head.trellis_begin_bit / 8) >> head.trellis_begin_bit % 8 & 0xff;
+  std::byte* const end = bytes + head.trellis_end_bit / 8;
+  const std::size_t used = head.trellis_end_bit % 8;
+  const std::uint64_t codes = load_word(end) & ((std::uint64_t{1} << used) - 1);
+  const std::uint64_t word = codes | first << used;
+  std::memcpy(end, &word, sizeof word);
+}
+
 // fp16 absmax/127, then one signed byte per channel.
 void encode_outliers(std::span<const int> channels, const float* x, std::byte* to) {
   float largest = 0;
@@ -184,6 +217,8 @@ class TransformCodec : public Codec {
   void store_norm(std::byte* to, double norm) const;
   float load_norm(const std::byte* from) const;
   void encode_tile(const Head& head, int tokens, Tile& tile) const;
+  static void encode_trellis(const Head& head, int tokens, const float* inverse_norm, Tile& tile,
+                             TileSums& sums);
   void load_rows(const Head& head, std::span<const std::byte> codes, int tokens, Tile& tile) const;
   void decode_coordinates(const Head& head, Tile& tile) const;
   /// Calls visit(head, its index, first token, tokens, offset of the head's bytes of the first
@@ -212,7 +247,11 @@ TransformCodec::TransformCodec(TransformCodecSpec spec)
       head.code_offset =
           norm_bytes() + (transform.outliers.empty() ? 0 : 2 + transform.outliers.size());
       std::size_t bits = 0;
-      for (const CodeRun& run : transform.runs)
+      for (const CodeRun& run : transform.runs) {
+        if (run.trellis() && head.trellis_begin_bit == 0) {
+          head.trellis_begin = run.begin;
+          head.trellis_begin_bit = 8 * head.code_offset + bits;
+        }
         for (int i = run.begin; i < run.end; ++i) {
           if (i % 8 == 0) {
             CodeWord word;
@@ -225,9 +264,12 @@ TransformCodec::TransformCodec(TransformCodecSpec spec)
           word.shift[static_cast<std::size_t>(word.count++)] = static_cast<std::uint8_t>(used);
           bits += static_cast<std::size_t>(run.width);
         }
+      }
       head.size_bytes = head.code_offset + (bits + 7) / 8;
+      head.trellis_end_bit = 8 * head.code_offset + bits;
     }
     head.transform = std::move(transform);
+    head.trellis = make_trellis(head.transform);
     token_bytes_ += head.size_bytes;
     largest_head_ = std::max(largest_head_, head.size_bytes);
     heads_.push_back(std::move(head));
@@ -275,10 +317,13 @@ void TransformCodec::encode_tile(const Head& head, int tokens, Tile& tile) const
     inverse[t] = norm[t] > kSmallestNorm ? static_cast<float>(1 / norm[t]) : 0;
   }
   TileSums sums{};
-  for (const CodeRun& run : transform.runs)
+  for (const CodeRun& run : transform.runs) {
+    if (run.trellis()) break;
     quantise(tile.y.data(), inverse.data(), transform.weight.data(), run.begin, run.end,
              run.boundaries.data(), static_cast<int>(run.boundaries.size()), run.levels.data(),
              tile.codes.data(), sums.yy.data(), sums.yc.data(), sums.cc.data());
+  }
+  if (head.trellis) encode_trellis(head, tokens, inverse.data(), tile, sums);
 
   for (int t = 0; t < tokens; ++t) {
     const auto i = static_cast<std::size_t>(t);
@@ -293,12 +338,36 @@ void TransformCodec::encode_tile(const Head& head, int tokens, Tile& tile) const
   }
 }
 
+// Coordinates from trellis_begin on, token by token.
+void TransformCodec::encode_trellis(const Head& head, int tokens, const float* inverse_norm,
+                                    Tile& tile, TileSums& sums) {
+  const auto n = static_cast<std::size_t>(head.trellis->size());
+  const auto begin = static_cast<std::size_t>(head.trellis_begin);
+  std::vector<float> u(n);
+  std::vector<std::uint8_t> states(n);
+  for (std::size_t t = 0; t < static_cast<std::size_t>(tokens); ++t) {
+    for (std::size_t i = 0; i < n; ++i) u[i] = tile.y[(begin + i) * kTile + t] * inverse_norm[t];
+    head.trellis->encode(u, states);
+    for (std::size_t i = 0; i < n; ++i) {
+      const TrellisStep& step = head.trellis->steps()[i];
+      tile.codes[(begin + i) * kTile + t] = states[i] & ((1 << step.width) - 1);
+      const double weight = head.transform.weight[begin + i];
+      const double value = u[i], level = step.values[states[i]];
+      sums.yy[t] += weight * value * value;
+      sums.yc[t] += weight * value * level;
+      sums.cc[t] += weight * level * level;
+    }
+  }
+}
+
 // `codes` starts at the head's bytes of the tile's first token.
 void TransformCodec::load_rows(const Head& head, std::span<const std::byte> codes, int tokens,
                                Tile& tile) const {
-  for (int t = 0; t < tokens; ++t)
+  for (int t = 0; t < tokens; ++t) {
     std::copy_n(codes.data() + static_cast<std::size_t>(t) * token_bytes_, head.size_bytes,
                 tile.row(t));
+    if (head.trellis) close_circle(head, tile.row(t));
+  }
 }
 
 // tile.rows holds the bytes; writes level x norm to tile.y.
@@ -313,8 +382,9 @@ void TransformCodec::decode_coordinates(const Head& head, Tile& tile) const {
     for (int k = 0; k < word.count; ++k) {
       const int coordinate = word.begin + k;
       if (coordinate == run->end) ++run;
-      unpack_row(words.data(), word.shift[static_cast<std::size_t>(k)], (1u << run->width) - 1,
-                 run->levels.data(), norms.data(), tile.y.data() + coordinate * kTile);
+      unpack_row(words.data(), word.shift[static_cast<std::size_t>(k)],
+                 static_cast<std::uint32_t>(run->levels.size()) - 1, run->levels.data(),
+                 norms.data(), tile.y.data() + coordinate * kTile);
     }
   }
 }

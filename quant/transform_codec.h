@@ -1,6 +1,7 @@
 #pragma once
 // The codec of calibrated and rotated plans: a linear transform per head, one norm per vector,
-// scalar codes. Private to quant.
+// scalar or
+// trellis codes. Private to quant.
 
 #include <memory>
 #include <optional>
@@ -19,8 +20,9 @@ enum class NormFormat { kLog8, kFp16 };
 struct CodeRun {
   int begin = 0, end = 0;
   int width = 0;
-  std::vector<float> levels;      // [2^width] ascending
-  std::vector<float> boundaries;  // [2^width - 1]
+  std::vector<float> levels;      // [2^width] ascending; of a trellis [256] by state
+  std::vector<float> boundaries;  // [2^width - 1]; of a trellis none
+  bool trellis() const { return boundaries.empty(); }
 };
 
 /// How one KV head is stored. c coded coordinates from n transformed channels.
@@ -31,7 +33,7 @@ struct HeadTransform {
   std::vector<float> analysis;   // [c,n], rows in storage order
   std::vector<float> synthesis;  // [n,c]
   std::vector<double> weight;    // [c] of the scale rule
-  std::vector<CodeRun> runs;     // cover 0..c
+  std::vector<CodeRun> runs;     // cover 0..c; those of the trellis are the last
   int coded() const { return runs.empty() ? 0 : runs.back().end; }
   int transformed() const { return static_cast<int>(channels.size()); }
 };

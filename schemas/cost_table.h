@@ -14,6 +14,7 @@ struct CostChoice {
   int width = 0;               // bits per coordinate (label of the choice)
   std::int64_t size_bits = 0;  // payload bits per token
   double cost = 0;             // nats per token
+  int outliers = 0;            // channels of the head at 8 bits beside `width` (rotated codecs)
 };
 
 /// One group of coordinates of one head, or, after planner::merge_units, several of them bound

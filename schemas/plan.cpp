@@ -34,17 +34,22 @@ constexpr double kShareTolerance = 1e-6;
 
 constexpr std::array<std::string_view, 5> kBudgetKinds = {"bits", "bytes_per_token", "gib",
                                                           "max_kl", "none"};
-constexpr std::array<std::string_view, 7> kCodecs = {"calibrated", "rotated", "int", "q8_0",
-                                                     "q4_0",       "kivi",    "fp16"};
-constexpr std::array<std::string_view, 2> kCodes = {"scalar", "tcq"};
+constexpr std::array<std::string_view, 15> kCodecs = {
+    "calibrated", "rotated", "kivi",     "int",      "q8_0",  "q4_0",  "q4_1", "q5_0",
+    "q5_1",       "iq4_nl",  "fp8_e4m3", "fp8_e5m2", "nvfp4", "mxfp4", "fp16"};
+constexpr std::array<std::string_view, 4> kCodes = {"scalar", "tcq", "polar", "polar_edge"};
 constexpr std::array<std::string_view, 3> kCodebooks = {"lloyd_max", "lloyd_max_beta", "uniform"};
 constexpr std::array<std::string_view, 4> kScaleRules = {"one", "norm_corrected", "biased",
                                                          "unbiased"};
-constexpr std::array<std::string_view, 2> kNorms = {"log8", "fp16"};
+constexpr std::array<std::string_view, 3> kNorms = {"log8", "fp16", "fp16_std"};
 constexpr std::array<std::string_view, 4> kRotations = {"none", "hadamard", "signed_hadamard",
                                                         "haar"};
 constexpr std::array<std::string_view, 2> kRotationScopes = {"model", "head"};
 constexpr std::array<std::string_view, 3> kRotationSides = {"k", "v", "kv"};
+constexpr std::array<std::string_view, 4> kSketches = {"none", "gaussian", "rademacher",
+                                                       "orthogonal"};
+constexpr std::array<std::string_view, 2> kOutlierCodes = {"absmax", "rotated"};
+constexpr int kMaxSketchRows = 1 << 16;
 constexpr std::array<std::string_view, 1> kLayerKinds = {"full"};
 
 json optional_number(const std::optional<double>& number) {
@@ -76,6 +81,16 @@ json plan_to_json(const Plan& plan, const std::string& tensors_sha256) {
   for (const FrontPoint& point : plan.front) {
     front.push_back(
         {{"effective_bits", point.effective_bits}, {"predicted_kl", point.predicted_kl}});
+  }
+  json trials = json::array();
+  for (const PlanTrial& trial : plan.trials) {
+    trials.push_back({{"name", trial.name},
+                      {"kl", trial.kl},
+                      {"worst_fold_kl", trial.worst_fold_kl},
+                      {"perplexity_rise", trial.perplexity_rise},
+                      {"held_out_kl", trial.held_out_kl},
+                      {"held_out_perplexity_rise", trial.held_out_perplexity_rise},
+                      {"chosen", trial.chosen}});
   }
   json sources = json::array();
   for (const ProfileSource& source : plan.provenance.sources)
@@ -109,9 +124,17 @@ json plan_to_json(const Plan& plan, const std::string& tensors_sha256) {
             {"scope", plan.rotation.scope},
             {"seed", plan.rotation.seed},
             {"sides", plan.rotation.sides}}},
+          {"variant",
+           {{"sketch", plan.variant.sketch},
+            {"sketch_rows", plan.variant.sketch_rows},
+            {"sketch_sides", plan.variant.sketch_sides},
+            {"outlier_code", plan.variant.outlier_code},
+            {"outlier_bits", plan.variant.outlier_bits},
+            {"norm_block", plan.variant.norm_block}}},
           {"predicted_kl", plan.predicted_kl},
           {"layers", layers},
           {"front", front},
+          {"trials", trials},
           {"provenance",
            {{"profile_sha256", text_or_null(plan.provenance.profile_sha256)},
             {"program", plan.provenance.program},
@@ -208,6 +231,42 @@ RotationSpec rotation_from_json(JsonObject object) {
   return rotation;
 }
 
+RotatedVariant variant_from_json(JsonObject object, const Plan& plan) {
+  RotatedVariant variant;
+  variant.sketch = object.choice("sketch", kSketches);
+  variant.sketch_rows = object.small_integer("sketch_rows", 0, kMaxSketchRows);
+  if ((variant.sketch == "none") != (variant.sketch_rows == 0))
+    object.refuse("sketch_rows", "expected rows with a sketch and 0 without, found " +
+                                     std::to_string(variant.sketch_rows) + " under sketch \"" +
+                                     variant.sketch + "\"");
+  variant.sketch_sides = object.choice("sketch_sides", kRotationSides);
+  variant.outlier_code = object.choice("outlier_code", kOutlierCodes);
+  variant.outlier_bits = object.small_integer("outlier_bits", 1, kMaxWidth);
+  variant.norm_block = object.small_integer("norm_block", 0, plan.model.head_dim);
+  if (variant.norm_block > 0 && plan.model.head_dim % variant.norm_block != 0)
+    object.refuse("norm_block", "expected 0 or a divisor of head_dim " +
+                                    std::to_string(plan.model.head_dim) + ", found " +
+                                    std::to_string(variant.norm_block));
+  if (plan.codec != "rotated" && variant != RotatedVariant{})
+    object.refuse("",
+                  "only the rotated codec has variants, found some under \"" + plan.codec + "\"");
+  object.finish();
+  return variant;
+}
+
+PlanTrial trial_from_json(JsonObject object) {
+  PlanTrial trial;
+  trial.name = object.text("name");
+  trial.kl = object.number("kl");
+  trial.worst_fold_kl = object.number("worst_fold_kl");
+  trial.perplexity_rise = object.number("perplexity_rise", -1);
+  trial.held_out_kl = object.number("held_out_kl");
+  trial.held_out_perplexity_rise = object.number("held_out_perplexity_rise", -1);
+  trial.chosen = object.boolean("chosen");
+  object.finish();
+  return trial;
+}
+
 PlanProvenance provenance_from_json(JsonObject object) {
   PlanProvenance provenance;
   provenance.profile_sha256 = object.sha256_or_null("profile_sha256");
@@ -274,6 +333,7 @@ PlanDocument plan_from_json(const json& document, const std::string& file) {
   plan.norm = object.choice("norm", kNorms);
   plan.centre = object.boolean("centre");
   plan.rotation = rotation_from_json(object.object("rotation"));
+  plan.variant = variant_from_json(object.object("variant"), plan);
   plan.predicted_kl = object.number("predicted_kl", 0);
   for (JsonObject& layer : object.objects("layers")) {
     plan.layers.push_back(
@@ -289,6 +349,8 @@ PlanDocument plan_from_json(const json& document, const std::string& file) {
         {point.number("effective_bits", 0, kMaxEffectiveBits), point.number("predicted_kl", 0)});
     point.finish();
   }
+  for (JsonObject& trial : object.objects("trials"))
+    plan.trials.push_back(trial_from_json(std::move(trial)));
   plan.provenance = provenance_from_json(object.object("provenance"));
   JsonObject tensors = object.object("tensors");
   constexpr std::array<std::string_view, 1> kFiles = {

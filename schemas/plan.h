@@ -49,6 +49,20 @@ struct RotationSpec {
   bool operator==(const RotationSpec&) const = default;
 };
 
+/// Options of published rotated codecs beyond rotation, codebook and scale rule
+/// (docs/formats/plan.md); the defaults use none of them.
+struct RotatedVariant {
+  std::string sketch = "none";  // none | gaussian | rademacher | orthogonal: rows of a sign sketch
+                                // of the residual, as in TurboQuant Prod and QJL
+  int sketch_rows = 0;          // m; 0 without a sketch
+  std::string sketch_sides = "k";       // k | v | kv
+  std::string outlier_code = "absmax";  // absmax: integers with an own fp16 scale; rotated: a
+                                        // second instance with its own rotation, norm and codebook
+  int outlier_bits = 8;                 // of outlier channels
+  int norm_block = 0;                   // coordinates per stored norm; 0: the whole vector
+  bool operator==(const RotatedVariant&) const = default;
+};
+
 struct BudgetSpec {
   std::string kind =
       "bits";  // bits | bytes_per_token | gib | max_kl | none (policies that fix their widths)
@@ -60,6 +74,15 @@ struct FrontPoint {
   double effective_bits = 0;
   double predicted_kl = 0;
   bool operator==(const FrontPoint&) const = default;
+};
+
+/// A candidate that `plan --seeds` or `plan --try` measured on folds of calibration windows.
+struct PlanTrial {
+  std::string name;                                       // "seed 3", "code=tcq"
+  double kl = 0, worst_fold_kl = 0, perplexity_rise = 0;  // on the windows that chose
+  double held_out_kl = 0, held_out_perplexity_rise = 0;   // on calibration windows that did not
+  bool chosen = false;
+  bool operator==(const PlanTrial&) const = default;
 };
 
 struct PlanProvenance {
@@ -83,17 +106,22 @@ struct Plan {
   std::int64_t bytes_per_token = 0;      // of a packed token, all layers, rounded up
   std::int64_t static_bytes = 0;         // transforms, means, codebooks on the device
   std::string policy = "fisher";
-  std::string codec = "calibrated";  // calibrated | rotated | int | q8_0 | q4_0 | kivi | fp16
-  std::string code = "scalar";
+  std::string codec =
+      "calibrated";             // calibrated | rotated | kivi | int | q8_0 | q4_0 | q4_1 | q5_0
+                                // | q5_1 | iq4_nl | fp8_e4m3 | fp8_e5m2 | nvfp4 | mxfp4 | fp16
+  std::string code = "scalar";  // scalar | tcq (calibrated) | polar | polar_edge (rotated)
   std::map<int, std::string> codebooks;  // width -> lloyd_max | uniform; widths in use only
   int group_size = 16;                   // coordinates per entry of HeadPlan::widths
   std::string scale_rule = "unbiased";   // one | norm_corrected | biased | unbiased
-  std::string norm = "log8";             // log8 | fp16
+  std::string norm = "log8";             // log8 | fp16 | fp16_std (rotated: and the empirical
+                                         // standard deviation of the rotated coordinates)
   bool centre = true;
   RotationSpec rotation;
+  RotatedVariant variant;   // rotated codecs
   double predicted_kl = 0;  // nats per token
   std::vector<LayerPlan> layers;
   std::vector<FrontPoint> front;
+  std::vector<PlanTrial> trials;  // empty when nothing was measured
   PlanProvenance provenance;
 };
 
@@ -117,6 +145,8 @@ struct PlanTensors {
   std::vector<LayerTensors> layers;  // empty for plans that need none (block formats)
   std::map<int, std::vector<float>>
       levels;  // width -> 2^width ascending levels for N(0,1) coordinates
+  std::map<int, std::vector<float>>
+      trellis;  // code tcq: width 1..4 -> 256 values by state, each exact in fp16 (lut.{b})
 };
 
 /// A plan with its tensors, ready for quant::make_codec.

@@ -1,6 +1,7 @@
 #include "schemas/plan_tensors.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <set>
 #include <utility>
@@ -12,12 +13,33 @@ namespace kvplan {
 namespace {
 
 constexpr int kMaxLevelBits = 8;
+constexpr int kMaxTrellisBits = 4;
+constexpr std::size_t kTrellisStates = 256;
 
 using Shape = std::vector<std::int64_t>;
 
 std::string layer_prefix(std::size_t layer) { return "layers." + std::to_string(layer) + "."; }
 
 std::string levels_name(int width) { return "levels." + std::to_string(width); }
+std::string trellis_name(int width) { return "lut." + std::to_string(width); }
+
+using Half = _Float16;
+static_assert(sizeof(Half) == sizeof(std::uint16_t));
+
+std::vector<float> from_half(const std::vector<std::uint16_t>& bits) {
+  std::vector<float> values;
+  for (const std::uint16_t half : bits)
+    values.push_back(static_cast<float>(std::bit_cast<Half>(half)));
+  return values;
+}
+
+Array<std::uint16_t> to_half(const std::vector<float>& values) {
+  Array<std::uint16_t> bits;
+  bits.shape = {static_cast<std::int64_t>(values.size())};
+  for (const float value : values)
+    bits.data.push_back(std::bit_cast<std::uint16_t>(static_cast<Half>(value)));
+  return bits;
+}
 
 /// Calls visit(name, array, shape) for each tensor that a side may have; the one list of names and
 /// shapes.
@@ -47,6 +69,7 @@ class ContentCheck {
 
   void check(const Plan& plan, const PlanTensors& tensors) const {
     for (const auto& [width, levels] : tensors.levels) check_levels(width, levels);
+    for (const auto& [width, values] : tensors.trellis) check_trellis(width, values);
     for (std::size_t l = 0; l < tensors.layers.size(); ++l) {
       const LayerTensors& layer = tensors.layers[l];
       require_finite(layer_prefix(l) + "inv_freq", layer.inv_freq);
@@ -81,6 +104,20 @@ class ContentCheck {
     require_finite(name, levels);
     if (std::adjacent_find(levels.begin(), levels.end(), std::greater_equal<>()) != levels.end()) {
       refuse(name, "expected strictly ascending levels");
+    }
+  }
+
+  void check_trellis(int width, const std::vector<float>& values) const {
+    const std::string name = trellis_name(width);
+    if (width < 1 || width > kMaxTrellisBits) refuse(name, "expected a width of 1..4 bits");
+    if (values.size() != kTrellisStates) {
+      refuse(name, "expected " + std::to_string(kTrellisStates) + " values, found " +
+                       std::to_string(values.size()));
+    }
+    require_finite(name, values);
+    for (const float value : values) {
+      if (static_cast<float>(static_cast<Half>(value)) != value)
+        refuse(name, "expected values that fp16 holds exactly, found " + std::to_string(value));
     }
   }
 
@@ -148,6 +185,8 @@ SafetensorsWriter collect_plan_tensors(const PlanBundle& bundle) {
     array.data = levels;
     writer.add(levels_name(width), std::move(array));
   }
+  for (const auto& [width, values] : tensors.trellis)
+    writer.add(trellis_name(width), to_half(values));
   try {
     ContentCheck("plan.safetensors").check(plan, tensors);
   } catch (const InputError& error) {
@@ -192,6 +231,12 @@ PlanTensors read_plan_tensors(const Plan& plan, const std::filesystem::path& fil
     known.insert(name);
     if (container.has(name))
       tensors.levels[width] = container.f32(name, Shape{std::int64_t{1} << width}).data;
+  }
+  for (int width = 1; width <= kMaxTrellisBits; ++width) {
+    const std::string name = trellis_name(width);
+    known.insert(name);
+    if (container.has(name))
+      tensors.trellis[width] = from_half(container.f16(name, Shape{kTrellisStates}).data);
   }
   for (const auto& [name, entry] : entries) {
     if (!known.contains(name)) throw InputError(file.string(), name, "unknown tensor");

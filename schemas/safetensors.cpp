@@ -44,6 +44,8 @@ template <>
 constexpr const char* kDtype<float> = "F32";
 template <>
 constexpr const char* kDtype<std::int64_t> = "I64";
+template <>
+constexpr const char* kDtype<std::uint16_t> = "F16";
 
 std::string shape_text(std::span<const std::int64_t> shape) {
   std::string text = "[";
@@ -254,6 +256,10 @@ Array<std::int64_t> SafetensorsFile::i64(const std::string& name,
                                          std::span<const std::int64_t> shape) const {
   return copy<std::int64_t>(name, shape);
 }
+Array<std::uint16_t> SafetensorsFile::f16(const std::string& name,
+                                          std::span<const std::int64_t> shape) const {
+  return copy<std::uint16_t>(name, shape);
+}
 
 template <class T>
 void SafetensorsWriter::add_item(const std::string& name, const Array<T>& a,
@@ -281,6 +287,9 @@ void SafetensorsWriter::add(const std::string& name, Array<float> a) {
   add_owned(name, std::move(a));
 }
 void SafetensorsWriter::add(const std::string& name, Array<std::int64_t> a) {
+  add_owned(name, std::move(a));
+}
+void SafetensorsWriter::add(const std::string& name, Array<std::uint16_t> a) {
   add_owned(name, std::move(a));
 }
 void SafetensorsWriter::add_view(const std::string& name, const Array<double>& a) {

@@ -36,11 +36,12 @@ class SafetensorsFile {
   bool has(const std::string& name) const { return entries_.contains(name); }
   /// InputError when absent.
   const SafetensorsEntry& at(const std::string& name) const;
-  /// A copy of a tensor of dtype F64 / F32 / I64; InputError when the dtype, or the shape (if
-  /// given), differs.
+  /// A copy of a tensor of dtype F64 / F32 / I64 / F16 (its bit patterns); InputError when the
+  /// dtype, or the shape (if given), differs.
   Array<double> f64(const std::string& name, std::span<const std::int64_t> shape = {}) const;
   Array<float> f32(const std::string& name, std::span<const std::int64_t> shape = {}) const;
   Array<std::int64_t> i64(const std::string& name, std::span<const std::int64_t> shape = {}) const;
+  Array<std::uint16_t> f16(const std::string& name, std::span<const std::int64_t> shape = {}) const;
   const MappedFile& file() const { return file_; }
 
  private:
@@ -60,6 +61,7 @@ class SafetensorsWriter {
   void add(const std::string& name, Array<double> a);
   void add(const std::string& name, Array<float> a);
   void add(const std::string& name, Array<std::int64_t> a);
+  void add(const std::string& name, Array<std::uint16_t> a);  // F16, as bit patterns
   /// Borrows the data, which must outlive the writer: for tensors too large to copy.
   void add_view(const std::string& name, const Array<double>& a);
   void add_view(const std::string& name, const Array<float>& a);

@@ -1,7 +1,9 @@
 #include "schemas/validation.h"
 
 #include <array>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string_view>
 #include <tuple>
 #include <utility>
@@ -22,6 +24,65 @@ constexpr double kMaxEffectiveBits = 32;
 
 json interval_to_json(const Interval& interval) {
   return {{"low", interval.low}, {"high", interval.high}};
+}
+
+json estimate_to_json(const MeanEstimate& estimate) {
+  return {{"mean", estimate.mean}, {"standard_error", estimate.standard_error}};
+}
+
+json estimate_or_null(const std::optional<MeanEstimate>& estimate) {
+  return estimate ? estimate_to_json(*estimate) : json(nullptr);
+}
+
+json text_result_to_json(const TextResult& result) {
+  return {{"name", result.name},
+          {"mode", result.mode},
+          {"text", result.text},
+          {"windows", result.windows},
+          {"perplexity", result.perplexity},
+          {"perplexity_rise", result.perplexity_rise},
+          {"kl", estimate_to_json(result.kl)}};
+}
+
+json passkey_to_json(const PasskeyResult& result) {
+  return {{"name", result.name},
+          {"mode", result.mode},
+          {"context", result.context},
+          {"depth", result.depth},
+          {"trials", result.trials},
+          {"log_probability", estimate_to_json(result.log_probability)},
+          {"log_probability_change", estimate_to_json(result.log_probability_change)},
+          {"exact_match", estimate_to_json(result.exact_match)}};
+}
+
+json prompt_result_to_json(const PromptResult& result) {
+  return {
+      {"name", result.name},
+      {"mode", result.mode},
+      {"category", result.category},
+      {"prompts", result.prompts},
+      {"tokens", result.tokens},
+      {"greedy_agreement", estimate_to_json(result.greedy_agreement)},
+      {"first_divergence", estimate_to_json(result.first_divergence)},
+      {"identical", estimate_to_json(result.identical)},
+      {"kl", estimate_to_json(result.kl)},
+      {"answers", result.answers},
+      {"answer_log_probability", estimate_or_null(result.answer_log_probability)},
+      {"answer_log_probability_change", estimate_or_null(result.answer_log_probability_change)}};
+}
+
+json prompt_source_to_json(const PromptSource& source) {
+  return {{"name", source.name},
+          {"sha256", source.sha256},
+          {"max_tokens", source.max_tokens},
+          {"stop", source.stop}};
+}
+
+template <class Result>
+json list_to_json(const std::vector<Result>& results, json (*to_json)(const Result&)) {
+  json list = json::array();
+  for (const Result& result : results) list.push_back(to_json(result));
+  return list;
 }
 
 json candidate_to_json(const CandidateResult& candidate) {
@@ -51,31 +112,36 @@ json validation_to_json(const Validation& validation) {
     throw InternalError("validation names " + std::to_string(validation.text_names.size()) +
                         " texts and " + std::to_string(validation.text_sha256.size()) + " SHA-256");
   }
-  json texts = json::array(), candidates = json::array(), gates = json::array();
+  json texts = json::array(), gates = json::array();
   for (std::size_t i = 0; i < validation.text_names.size(); ++i) {
     texts.push_back({{"name", validation.text_names[i]}, {"sha256", validation.text_sha256[i]}});
   }
-  for (const CandidateResult& candidate : validation.candidates)
-    candidates.push_back(candidate_to_json(candidate));
   for (const GateResult& gate : validation.gates) {
     gates.push_back(
         {{"expression", gate.expression}, {"measured", gate.measured}, {"passed", gate.passed}});
   }
-  return {{"format", kFormat},
-          {"version", kVersion},
-          {"plan_sha256", text_or_null(validation.plan_sha256)},
-          {"model_sha256", text_or_null(validation.model_sha256)},
-          {"texts", texts},
-          {"part", {validation.part_begin, validation.part_end}},
-          {"window", validation.window},
-          {"windows", validation.windows},
-          {"first_scored", validation.first_scored},
-          {"scored_tokens", validation.scored_tokens},
-          {"bos", validation.bos},
-          {"runtime", validation.runtime},
-          {"program", validation.program},
-          {"candidates", candidates},
-          {"gates", gates}};
+  return {
+      {"format", kFormat},
+      {"version", kVersion},
+      {"plan_sha256", text_or_null(validation.plan_sha256)},
+      {"model_sha256", text_or_null(validation.model_sha256)},
+      {"texts", texts},
+      {"part", {validation.part_begin, validation.part_end}},
+      {"window", validation.window},
+      {"windows", validation.windows},
+      {"first_scored", validation.first_scored},
+      {"scored_tokens", validation.scored_tokens},
+      {"bos", validation.bos},
+      {"seed", validation.seed},
+      {"runtime", validation.runtime},
+      {"program", validation.program},
+      {"candidates", list_to_json(validation.candidates, candidate_to_json)},
+      {"gates", gates},
+      {"by_text", list_to_json(validation.by_text, text_result_to_json)},
+      {"passkey", list_to_json(validation.passkey, passkey_to_json)},
+      {"prompt_source",
+       validation.prompt_source ? prompt_source_to_json(*validation.prompt_source) : json(nullptr)},
+      {"prompts", list_to_json(validation.prompts, prompt_result_to_json)}};
 }
 
 Interval interval_from_json(JsonObject object) {
@@ -117,6 +183,90 @@ CandidateResult candidate_from_json(JsonObject object) {
   return candidate;
 }
 
+struct Range {
+  double least = std::numeric_limits<double>::lowest(), most = std::numeric_limits<double>::max();
+};
+constexpr Range kShare = {0, 1}, kNotNegative = {.least = 0}, kLogProbability = {.most = 0};
+
+MeanEstimate estimate_from_json(JsonObject object, const Range& range) {
+  MeanEstimate estimate;
+  estimate.mean = object.number("mean", range.least, range.most);
+  estimate.standard_error = object.number("standard_error", 0);
+  object.finish();
+  return estimate;
+}
+
+std::optional<MeanEstimate> estimate_from_json_or_null(std::optional<JsonObject> object,
+                                                       const Range& range) {
+  if (!object) return std::nullopt;
+  return estimate_from_json(std::move(*object), range);
+}
+
+TextResult text_result_from_json(JsonObject object) {
+  TextResult result;
+  result.name = object.text("name");
+  result.mode = object.choice("mode", kModes);
+  result.text = object.text("text");
+  result.windows = object.small_integer("windows", 1);
+  result.perplexity = object.number("perplexity", 0);
+  result.perplexity_rise = object.number("perplexity_rise", -1);
+  result.kl = estimate_from_json(object.object("kl"), {});
+  object.finish();
+  return result;
+}
+
+PasskeyResult passkey_from_json(JsonObject object) {
+  PasskeyResult result;
+  result.name = object.text("name");
+  result.mode = object.choice("mode", kModes);
+  result.context = object.small_integer("context", 1);
+  result.depth = object.number("depth", 0, 1);
+  result.trials = object.small_integer("trials", 1);
+  result.log_probability = estimate_from_json(object.object("log_probability"), kLogProbability);
+  result.log_probability_change = estimate_from_json(object.object("log_probability_change"), {});
+  result.exact_match = estimate_from_json(object.object("exact_match"), kShare);
+  object.finish();
+  return result;
+}
+
+PromptResult prompt_result_from_json(JsonObject object) {
+  PromptResult result;
+  result.name = object.text("name");
+  result.mode = object.choice("mode", kModes);
+  result.category = object.text("category");
+  result.prompts = object.small_integer("prompts", 1);
+  result.tokens = object.integer("tokens", 1);
+  result.greedy_agreement = estimate_from_json(object.object("greedy_agreement"), kShare);
+  result.first_divergence = estimate_from_json(object.object("first_divergence"), kNotNegative);
+  result.identical = estimate_from_json(object.object("identical"), kShare);
+  result.kl = estimate_from_json(object.object("kl"), {});
+  result.answers = object.small_integer("answers", 0, result.prompts);
+  result.answer_log_probability =
+      estimate_from_json_or_null(object.object_or_null("answer_log_probability"), kLogProbability);
+  result.answer_log_probability_change =
+      estimate_from_json_or_null(object.object_or_null("answer_log_probability_change"), {});
+  object.finish();
+  return result;
+}
+
+PromptSource prompt_source_from_json(JsonObject object) {
+  PromptSource source;
+  source.name = object.text("name");
+  source.sha256 = object.sha256("sha256");
+  source.max_tokens = object.small_integer("max_tokens", 1);
+  source.stop = object.text("stop");
+  object.finish();
+  return source;
+}
+
+template <class Result>
+std::vector<Result> list_from_json(std::vector<JsonObject> objects,
+                                   Result (*from_json)(JsonObject)) {
+  std::vector<Result> results;
+  for (JsonObject& object : objects) results.push_back(from_json(std::move(object)));
+  return results;
+}
+
 Validation validation_from_json(const json& document, const std::string& file) {
   JsonObject object(document, file);
   object.require_format(kFormat, kVersion);
@@ -134,16 +284,20 @@ Validation validation_from_json(const json& document, const std::string& file) {
   validation.first_scored = object.small_integer("first_scored", 0);
   validation.scored_tokens = object.integer("scored_tokens");
   validation.bos = object.boolean("bos");
+  validation.seed = object.unsigned_integer("seed");
   validation.runtime = object.text("runtime");
   validation.program = object.text("program");
-  for (JsonObject& candidate : object.objects("candidates")) {
-    validation.candidates.push_back(candidate_from_json(std::move(candidate)));
-  }
+  validation.candidates = list_from_json(object.objects("candidates"), candidate_from_json);
   for (JsonObject& gate : object.objects("gates")) {
     validation.gates.push_back(
         {gate.text("expression"), gate.number("measured"), gate.boolean("passed")});
     gate.finish();
   }
+  validation.by_text = list_from_json(object.objects("by_text"), text_result_from_json);
+  validation.passkey = list_from_json(object.objects("passkey"), passkey_from_json);
+  if (auto source = object.object_or_null("prompt_source"))
+    validation.prompt_source = prompt_source_from_json(std::move(*source));
+  validation.prompts = list_from_json(object.objects("prompts"), prompt_result_from_json);
   object.finish();
   return validation;
 }

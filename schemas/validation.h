@@ -38,6 +38,53 @@ struct CandidateResult {
   std::optional<double> predicted_kl;  // plans only
 };
 
+/// A mean over windows, trials or prompts; standard error 0 where there is one only.
+struct MeanEstimate {
+  double mean = 0, standard_error = 0;
+};
+
+/// One candidate on the windows of one text.
+struct TextResult {
+  std::string name, mode;  // as in CandidateResult
+  std::string text;        // as in Validation::text_names
+  int windows = 0;
+  double perplexity = 0, perplexity_rise = 0;
+  MeanEstimate kl;
+};
+
+/// Passkey retrieval: can the model repeat a key hidden at `depth` (0: begin, 1: end) of `context`
+/// tokens?
+struct PasskeyResult {
+  std::string name, mode;
+  int context = 0;
+  double depth = 0;
+  int trials = 0;
+  MeanEstimate log_probability;         // of the whole key, nats
+  MeanEstimate log_probability_change;  // minus fp16's in the same trial
+  MeanEstimate exact_match;             // every token of the key is the most likely one
+};
+
+/// Fidelity to the greedy continuations of the fp16 cache.
+struct PromptResult {
+  std::string name, mode;
+  std::string category;           // empty: all prompts
+  int prompts = 0;                // the means and standard errors are over these
+  std::int64_t tokens = 0;        // of all continuations
+  MeanEstimate greedy_agreement;  // share of a continuation's tokens that are the most likely ones
+  MeanEstimate first_divergence;  // tokens before the first that a free run changes; all, if none
+  MeanEstimate identical;         // share of prompts whose free run changes no token
+  MeanEstimate kl;                // over a continuation's tokens, nats per token
+  int answers = 0;                // prompts with an answer
+  std::optional<MeanEstimate> answer_log_probability, answer_log_probability_change;
+};
+
+/// Where `prompts` come from.
+struct PromptSource {
+  std::string name, sha256;
+  int max_tokens = 0;  // of a continuation
+  std::string stop;    // text of the token that ends a continuation; empty: none
+};
+
 struct GateResult {
   std::string expression;  // "kl<=.05"
   double measured = 0;
@@ -52,10 +99,15 @@ struct Validation {
   int window = 0, windows = 0, first_scored = 0;  // positions first_scored .. window-2 are scored
   std::int64_t scored_tokens = 0;
   bool bos = false;
+  std::uint64_t seed = 0;
   std::string runtime = "cpu";
   std::string program;
   std::vector<CandidateResult> candidates;
   std::vector<GateResult> gates;
+  std::vector<TextResult> by_text;  // empty for one text
+  std::vector<PasskeyResult> passkey;
+  std::optional<PromptSource> prompt_source;
+  std::vector<PromptResult> prompts;
 };
 
 std::string validation_json(const Validation& validation);

@@ -6,7 +6,8 @@
 OUTDIR/{name}/                 Hugging Face folder (config.json, *.safetensors)
 OUTDIR/{name}/oracle.safetensors
     ids [2,T] I64, logits [2,T,vocab] F32, inv_freq [head_dim/2] F32,
-    layers.{l}.k_pre, layers.{l}.k (after rotary), layers.{l}.v [2,kv_heads,T,head_dim] F32
+    layers.{l}.k_pre, layers.{l}.k (after rotary), layers.{l}.v [2,kv_heads,T,head_dim] F32,
+    greedy.prompts [2,P], greedy.tokens [2,16] I64: what generate() appends to the prompts with an fp16 cache
 OUTDIR/{name}[_q8_0].gguf      the same weights as llama.cpp's converter would write them
 OUTDIR/dequantize.safetensors  {TYPE}.bytes U8, {TYPE}.values F32: random blocks of each ggml type
 
@@ -28,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 TOKENS = 40
 BATCH = 2
+PROMPT_TOKENS, GREEDY_TOKENS = 12, 16
 BLOCKS = 24  # of each ggml type
 FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
 SIZES = dict(
@@ -95,6 +97,13 @@ def build(model: Model):
     return network.to(model.dtype)
 
 
+class HalfCache(transformers.DynamicCache):
+    """Keys and values rounded to fp16, as kvplan's reference cache holds them."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        return super().update(key_states.half().float(), value_states.half().float(), *args, **kwargs)
+
+
 def oracle(network) -> dict:
     """What the forward pass of a float32 network gives for random tokens."""
     config = network.config
@@ -112,7 +121,23 @@ def oracle(network) -> dict:
         result = network(ids, use_cache=True)
     for hook in hooks:
         hook.remove()
-    tensors = {"ids": ids, "logits": result.logits, "inv_freq": network.model.rotary_emb.inv_freq}
+    prompts = ids[:, :PROMPT_TOKENS]
+    network.generation_config.eos_token_id = None
+    generated = network.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),  # token 0 is a token here, not padding
+        max_new_tokens=GREEDY_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+        past_key_values=HalfCache(),
+    )
+    tensors = {
+        "ids": ids,
+        "logits": result.logits,
+        "inv_freq": network.model.rotary_emb.inv_freq,
+        "greedy.prompts": prompts,
+        "greedy.tokens": generated[:, PROMPT_TOKENS:],
+    }
     for index in range(len(layers)):
         cache = result.past_key_values.layers[index]
         k_pre = projected[index].view(BATCH, TOKENS, config.num_key_value_heads, head_dim)

@@ -5,6 +5,6 @@
 
 namespace kvplan::cli::assets {
 
-extern const std::string_view kHtml, kCss, kScript, kChartLibrary;
+extern const std::string_view kHtml, kCss, kScript, kChartLibrary, kStudyHtml, kStudyScript;
 
 }  // namespace kvplan::cli::assets

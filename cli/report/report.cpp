@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 #include <string_view>
+#include <utility>
 
 #include "cli/report/assets.h"
 
@@ -29,6 +30,14 @@ std::string script_literal(const json& data) {
   return literal;
 }
 
+std::string filled_page(std::string html, std::string_view script, const json& data) {
+  fill(html, "/*@style@*/", assets::kCss);
+  fill(html, "/*@script@*/", script);
+  // Last: names in the data may look like a mark.
+  fill(html, "/*@data@*/", script_literal(data));
+  return html;
+}
+
 }  // namespace
 
 std::string report_html(const std::string& profile_json, const std::vector<ReportPlan>& plans) {
@@ -42,12 +51,14 @@ std::string report_html(const std::string& profile_json, const std::vector<Repor
                              {"validation", parse_or_null(p.validation_json)}});
   }
   std::string html(assets::kHtml);
-  fill(html, "/*@style@*/", assets::kCss);
   fill(html, "/*@chart_library@*/", assets::kChartLibrary);
-  fill(html, "/*@script@*/", assets::kScript);
-  // Last: names in the data may look like a mark.
-  fill(html, "/*@data@*/", script_literal(data));
-  return html;
+  return filled_page(std::move(html), assets::kScript, data);
+}
+
+std::string study_html(const std::string& study_json) {
+  json data = json::parse(study_json);
+  data["seed"] = data["seed"].dump();
+  return filled_page(std::string(assets::kStudyHtml), assets::kStudyScript, data);
 }
 
 }  // namespace kvplan::cli

@@ -1,5 +1,5 @@
 #pragma once
-// The report: one HTML file without network access, data and chart library inlined.
+// The report and the page of studies: each one HTML file without network access, data and chart library inlined.
 
 #include <string>
 #include <vector>
@@ -15,5 +15,8 @@ struct ReportPlan {
 
 /// An empty profile_json is left out.
 std::string report_html(const std::string& profile_json, const std::vector<ReportPlan>& plans);
+
+/// The page of a study.json document.
+std::string study_html(const std::string& study_json);
 
 }  // namespace kvplan::cli

@@ -330,6 +330,86 @@ function validationSection() {
     '(windows as clusters); those of the perplexity rise come from a paired bootstrap over windows.', ...blocks, ...gates);
 }
 
+/** A single draw, or none that differs, has no spread to show. */
+const estimateText = ({mean: middle, standard_error: error}, draws) =>
+  significant(middle) + (draws > 1 && (middle !== 0 || error !== 0) ? ` ± ${significant(error, 2)}` : '');
+
+/** Task results of all plans: [{validation, rows: [{name, plan, result}]}], candidates in the order of measurements(). */
+function taskResults(field) {
+  return plans.filter(({validation}) => validation?.[field].length).map(({name, validation}) => ({
+    validation, rows: validation[field].map((result) => ({name: result.name === 'plan' ? name : result.name, plan: result.name === 'plan', result})),
+  }));
+}
+
+/** The mode in a column of its own where there is more than one. */
+function modeColumn(rows) {
+  const several = new Set(rows.map(({result}) => result.mode)).size > 1;
+  return {header: several ? ['mode'] : [], cells: ({mode}) => (several ? [mode] : [])};
+}
+
+function byTextSection() {
+  const blocks = taskResults('by_text').map(({rows}) => {
+    const mode = modeColumn(rows);
+    return table(['candidate', ...mode.header, 'text', 'windows', 'perplexity', 'rise', 'KL ± s.e.'], rows.map(({name, plan, result: r}) => ({
+      plan, cells: [name, ...mode.cells(r), r.text, whole(r.windows), fixed(r.perplexity, 3),
+        r.name === 'fp16' ? '–' : signedPercent(r.perplexity_rise), estimateText(r.kl, r.windows)]})));
+  });
+  section('by-text', 'By text', 'The same figures for each text by itself: does the plan hold on kinds of text that calibration did not see?', ...blocks);
+}
+
+/** Depth down, context across; colour and figure are the share of keys repeated exactly. */
+function passkeyMap(name, results) {
+  const contexts = [...new Set(results.map((r) => r.context))], depths = [...new Set(results.map((r) => r.depth))];
+  const cell = (depth, context) => {
+    const r = results.find((x) => x.depth === depth && x.context === context);
+    return element('td', {style: mapColours(r.exact_match.mean), title: `${name}, ${whole(context)} tokens, depth ${depth}, ${plural(r.trials, 'trial')}: ` +
+      `exact match ${estimateText(r.exact_match, r.trials)}, log-probability of the key ${estimateText(r.log_probability, r.trials)}, ` +
+      `against fp16 ${estimateText(r.log_probability_change, r.trials)}`}, fixed(r.log_probability.mean, 2));
+  };
+  const change = mean(results.map((r) => r.log_probability_change.mean));
+  return element('figure', {}, element('figcaption', {}, `${name}: ${percent(mean(results.map((r) => r.exact_match.mean)), 0)} repeated` +
+    `${change === 0 ? '' : `, log-probability ${change < 0 ? '−' : '+'}${significant(Math.abs(change), 2)} against fp16`}`),
+    element('table', {class: 'map passkey'},
+      element('thead', {}, element('tr', {}, element('th', {scope: 'col'}, 'depth'), ...contexts.map((c) => element('th', {scope: 'col'}, whole(c))))),
+      element('tbody', {}, ...depths.map((depth) => element('tr', {}, element('th', {scope: 'row'}, String(depth)), ...contexts.map((c) => cell(depth, c)))))));
+}
+
+function passkeySection() {
+  const notes = [];
+  const blocks = taskResults('passkey').map(({rows}) => {
+    const exact = mean(rows.filter(({name}) => name === 'fp16').map(({result}) => result.exact_match.mean));
+    notes.push(`The fp16 cache itself repeats ${percent(exact, 0)} of the keys${exact < 0.5 ?
+      ': this model fails the task, and only the change of the log-probability says something about the caches' : ''}.`);
+    const mode = modeColumn(rows);
+    const groups = new Map();
+    for (const {name, result} of rows) {
+      const key = [name, ...mode.cells(result)].join(', ');
+      groups.set(key, [...(groups.get(key) ?? []), result]);
+    }
+    return element('div', {class: 'columns narrow'}, ...[...groups].map(([name, results]) => passkeyMap(name, results)));
+  });
+  section('passkey', 'Passkey retrieval', 'A five-digit key hidden in the text, asked for at the end; context across, depth of the key down. ' +
+    'Cells hold the log-probability of the key in nats, their colour the share of trials in which it is repeated exactly (dark: all); ' +
+    `hover for standard errors. ${[...new Set(notes)].join(' ')}`, ...blocks);
+}
+
+function promptsSection() {
+  const blocks = taskResults('prompts').map(({validation, rows}) => {
+    const mode = modeColumn(rows), {name: file, max_tokens: most} = validation.prompt_source;
+    const header = ['candidate', ...mode.header, 'category', 'prompts', 'tokens', 'same token ± s.e.', 'first change', 'unchanged', 'KL ± s.e.',
+      'answer log p', 'change ± s.e.'];
+    const optional = (estimate, text) => (estimate ? text(estimate) : '–');
+    return element('div', {}, element('p', {}, `${file}, continuations of up to ${plural(most, 'token')}.`),
+      table(header, rows.map(({name, plan, result: r}) => ({plan, cells: [
+        name, ...mode.cells(r), r.category || 'all', whole(r.prompts), whole(r.tokens),
+        percent(r.greedy_agreement.mean) + (r.prompts > 1 ? ` ± ${percent(r.greedy_agreement.standard_error)}` : ''), fixed(r.first_divergence.mean, 1),
+        percent(r.identical.mean, 0), estimateText(r.kl, r.prompts), optional(r.answer_log_probability, (e) => significant(e.mean)),
+        optional(r.answer_log_probability_change, (e) => estimateText(e, r.answers))]}))));
+  });
+  section('prompts', 'Prompts', 'Greedy continuations of the fp16 cache, fed to every other cache: share of tokens that stay the most likely ones, ' +
+    'tokens before the first that a free run changes, continuations without a change, KL on the same positions, log-probability of the answer.', ...blocks);
+}
+
 function frontSection() {
   if (!first) return section('front');
   const measuredPlans = plans.map((entry) => ({...entry, result: planResult(entry)})).filter(({result}) => result);
@@ -506,6 +586,9 @@ function provenanceSection() {
 
 headline();
 validationSection();
+byTextSection();
+passkeySection();
+promptsSection();
 frontSection();
 bitsSection();
 normsSection();

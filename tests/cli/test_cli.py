@@ -86,9 +86,9 @@ class CliTest(unittest.TestCase):
         self.succeeds("plan", "--profile", PROFILE, "--bits", bits, "--context", 256, "--out", out, *more)
         return out
 
-    def validate(self, plan, *more):
+    def validate(self, plan, *more, windows=3):
         """Windows long enough for mode decode to fill pages."""
-        return run("validate", "--model", MODEL, "--text", TEXT, "--part", "0.5:1", "--window", 200, "--windows", 3, "--plan", plan,
+        return run("validate", "--model", MODEL, "--text", TEXT, "--part", "0.5:1", "--window", 200, "--windows", windows, "--plan", plan,
                    *more)
 
 
@@ -147,6 +147,26 @@ class MainLine(CliTest):
         skipped = json.loads((self.plan("s", "--skip-layers", "1", bits=10) / "plan.json").read_text())
         self.assertEqual(skipped["layers"][1]["k"]["bits"], 16)
 
+    def test_published_codecs_as_policies(self):
+        kl = {}
+        for name in ("q8_0", "fp8_e4m3", "int:4+g8", "turboquant:3+rht+nc", "turboquant:3+prod", "turboquant:2+split=8+centre"):
+            out = self.folder / name.replace(":", "_")
+            with self.subTest(name=name):
+                self.succeeds("plan", "--profile", PROFILE, "--policy", name, "--context", 256, "--out", out)
+                plan = json.loads((out / "plan.json").read_text())
+                self.assertEqual(plan["policy"], name)
+                self.assertEqual(plan["budget"]["kind"], "none")
+                self.assertAlmostEqual(sum(l["predicted_kl_share"] for l in plan["layers"]), 1)
+                self.assertEqual(len(plan["provenance"]["profile_sha256"]), 64)
+                kl[name] = plan["predicted_kl"]
+        self.assertLess(kl["q8_0"], kl["fp8_e4m3"])
+        self.assertLess(kl["fp8_e4m3"], kl["turboquant:3+rht+nc"])
+        self.assertLess(kl["turboquant:3+rht+nc"], kl["turboquant:3+prod"])
+        self.assertEqual(self.validate(self.folder / "turboquant_2+split=8+centre", "--baselines", "mxfp4,polar:3").returncode, 0)
+        out = self.folder / "x"
+        self.fails(2, "give no budget", "plan", "--profile", PROFILE, "--policy", "q8_0", "--bits", 8.5, "--out", out)
+        self.fails(2, "turboquant:K/V", "plan", "--profile", PROFILE, "--policy", "best", "--out", out)
+
     def test_budgets_agree(self):
         plan = json.loads((self.plan("bits") / "plan.json").read_text())
         for flag, value in (("--bytes-per-token", plan["bytes_per_token"]), ("--max-kl", plan["predicted_kl"] * (1 + 1e-9))):
@@ -165,6 +185,87 @@ class MainLine(CliTest):
         self.assertEqual((out / "plan.json").read_bytes(), (self.plan("flags") / "plan.json").read_bytes())
         config.write_text("[plan]\nbitz = 3.5\n")
         self.fails(2, "bitz", "plan", "--config", config, "--profile", PROFILE, "--out", self.folder / "x")
+
+
+class TaskChecks(CliTest):
+    def prompts(self, text, name="prompts.jsonl"):
+        path = self.folder / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    def test_passkey(self):
+        plan = self.plan("plan")
+        done = self.validate(plan, "--baselines", "q8_0,turboquant:2", "--mode", "worst,decode", "--passkey", "--passkey-contexts", "200,256",
+                             "--passkey-depths", "0,0.5,1", "--passkey-trials", 2, "--seed", 5, windows=1)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("fp16 itself repeats", done.stdout)
+        validation = json.loads((plan / "validation.json").read_text())
+        self.assertEqual(validation["seed"], 5)
+        cells = validation["passkey"]
+        self.assertEqual([(c["context"], c["depth"]) for c in cells[:6]], [(n, d) for n in (200, 256) for d in (0, 0.5, 1)])
+        self.assertEqual(len(cells), 4 * 2 * 6)
+        change = {n: np.mean([abs(c["log_probability_change"]["mean"]) for c in cells if c["name"] == n]) for n in ("fp16", "q8_0", "turboquant:2")}
+        self.assertEqual(change["fp16"], 0)
+        self.assertLess(0, change["q8_0"])
+        self.assertLess(change["q8_0"], change["turboquant:2"])
+        again = self.plan("again")
+        self.validate(again, "--baselines", "none", "--passkey", "--passkey-contexts", "200", "--passkey-depths", "0.5", "--passkey-trials", 2,
+                      "--seed", 5, windows=1)
+        cell = json.loads((again / "validation.json").read_text())["passkey"][0]
+        self.assertEqual(cell, next(c for c in cells if (c["context"], c["depth"], c["mode"]) == (200, 0.5, "worst")))
+
+    def test_prompts(self):
+        plan = self.plan("plan")
+        file = self.prompts('{"prompt": "Permission is hereby granted", "answer": " free of charge", "category": "licence"}\n'
+                            '{"prompt": "import json\\n", "category": "code"}\n')
+        done = self.validate(plan, "--baselines", "turboquant:2", "--prompts", file, "--max-tokens", 8, windows=1)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("prompts of prompts.jsonl", done.stdout)
+        validation = json.loads((plan / "validation.json").read_text())
+        self.assertEqual(validation["prompt_source"]["max_tokens"], 8)
+        self.assertEqual([(r["name"], r["category"]) for r in validation["prompts"]],
+                         [(n, c) for n in ("fp16", "plan", "turboquant:2") for c in ("", "licence", "code")])
+        self.assertEqual(validation["prompts"][0]["greedy_agreement"]["mean"], 1)
+        self.assertEqual(validation["prompts"][0]["tokens"], 16)
+        self.assertLess(validation["prompts"][3]["kl"]["mean"], validation["prompts"][6]["kl"]["mean"])
+        self.succeeds("report", "--plan", plan, "--out", self.folder / "report.html")
+        self.assertIn("licence", (self.folder / "report.html").read_text())
+
+    def test_figures_by_text(self):
+        plan, other = self.plan("plan"), self.folder / "other.txt"
+        other.write_text((REPOSITORY / "scripts" / "run_tests.py").read_text())
+        done = self.validate(plan, "--text", other, "--baselines", "none", windows=4)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        validation = json.loads((plan / "validation.json").read_text())
+        self.assertEqual([(r["name"], r["text"]) for r in validation["by_text"]],
+                         [(n, t) for n in ("fp16", "plan") for t in ("text.md", "other.txt")])
+        self.assertEqual(sum(r["windows"] for r in validation["by_text"][:2]), validation["windows"])
+        kl = [r["kl"]["mean"] * r["windows"] for r in validation["by_text"] if r["name"] == "plan"]
+        self.assertAlmostEqual(sum(kl) / validation["windows"], validation["candidates"][1]["kl"]["mean"])
+        self.assertIn("by text", done.stdout)
+
+    def test_bad_prompts(self):
+        plan = self.plan("plan")
+        for text, word in (("", "found none"), ('{"prompt": "a"}\n{"answer": "b"}', "line 2"), ("{", "line 1"), (b"\xff\xfe", "UTF-8"),
+                           (json.dumps({"prompt": "word " * 400}), "context is 256")):
+            with self.subTest(text=text[:20]):
+                done = self.validate(plan, "--prompts", self.prompts(text))
+                self.assertEqual(done.returncode, 3, done.stderr)
+                self.assertIn("prompts.jsonl", done.stderr)
+                self.assertIn(word, done.stderr)
+                self.assertFalse((plan / "validation.json").exists())
+        self.assertEqual(self.validate(plan, "--prompts", self.folder / "none.jsonl").returncode, 3)
+
+    def test_usage(self):
+        plan = self.plan("plan")
+        for more, word in ((["--passkey", "--passkey-contexts", 4096], "beyond the 256"), (["--passkey", "--passkey-contexts", 20], "no room"),
+                           (["--passkey", "--passkey-depths", 2], "passkey-depths"), (["--passkey-trials", 3], "--passkey"),
+                           (["--max-tokens", 3], "--prompts"), (["--prompts", self.prompts("a", "p.txt"), "--stop", "many words"], "single token")):
+            with self.subTest(more=more):
+                done = self.validate(plan, *more)
+                self.assertEqual(done.returncode, 2, done.stderr)
+                self.assertIn(word, done.stderr)
+                self.assertFalse((plan / "validation.json").exists())
 
 
 class Determinism(CliTest):

@@ -9,6 +9,7 @@
 #include "quant/packing.h"
 #include "quant/random.h"
 #include "quant/rotation.h"
+#include "quant/trellis.h"
 #include "schemas/error.h"
 
 namespace kvplan::quant {
@@ -150,6 +151,166 @@ INSTANTIATE_TEST_SUITE_P(
         Layout{"groups_of_4", {7, 5, 5, 5, 3, 3, 3, 3, 1, 1, 1, 1, 1, 0, 0, 0}, 4, "log8", 1 + 20},
         Layout{"one_bit", {1, 0, 0, 0}, 16, "log8", 1 + 2}),
     [](const auto& row) { return row.param.name; });
+
+PlanBundle trellis_plan(std::vector<int> widths, int group_size = 16) {
+  PlanBundle bundle = calibrated(widths, group_size);
+  bundle.plan.code = "tcq";
+  for (int width = 1; width <= kMaxTrellisWidth; ++width) {
+    const auto& values = trellis_table(width).values;
+    bundle.tensors.trellis[width].assign(values.begin(), values.end());
+  }
+  return bundle;
+}
+
+class TrellisLayout : public testing::TestWithParam<Layout> {};
+
+// Reads the bytes as docs/formats/packing.md says, without the codec's own decoder.
+TEST_P(TrellisLayout, IsTheDocumentedOne) {
+  const auto& [name, widths, group_size, norm_name, bytes] = GetParam();
+  PlanBundle bundle = trellis_plan(widths, group_size);
+  bundle.plan.norm = norm_name;
+  const auto codec = make_codec(bundle, 0, Side::kValue);
+  const std::vector<float> x = white_vectors(bundle, 40);
+  const std::vector<double> y = transform(bundle, x);
+  std::vector<std::byte> codes = encode(*codec, x);
+  ASSERT_EQ(codes.size(), 40 * bytes);
+  const auto width_of = [&](std::size_t i) {
+    return widths[i / static_cast<std::size_t>(group_size)];
+  };
+  std::size_t first = 0, end = 0, first_bit = 8 * (bundle.plan.norm == "log8" ? 1 : 2);
+  while (width_of(first) > kMaxTrellisWidth)
+    first_bit += static_cast<std::size_t>(width_of(first++));
+  std::size_t end_bit = first_bit;
+  for (end = first; end < kDim && width_of(end) > 0; ++end)
+    end_bit += static_cast<std::size_t>(width_of(end));
+  ASSERT_EQ((end_bit + 7) / 8, bytes);
+
+  std::vector<float> transformed(x.size());
+  codec->decode_transformed(shape_of(40), codes, transformed);
+  for (std::size_t t = 0; t < 40; ++t) {
+    const auto own = std::span<const std::byte>(codes).subspan(t * bytes, bytes);
+    const auto bit = [&](std::size_t at) { return static_cast<int>(own[at / 8] >> at % 8) & 1; };
+    const double norm = bundle.plan.norm == "log8"
+                            ? std::exp2(static_cast<std::int8_t>(own[0]) / 32.0)
+                            : from_half(static_cast<std::uint16_t>(static_cast<int>(own[1]) << 8 |
+                                                                   static_cast<int>(own[0])));
+    double yy = 0, lyy = 0, lyc = 0;
+    for (std::size_t i = 0; i < end; ++i) yy += y[t * kDim + i] * y[t * kDim + i];
+    const double n = std::sqrt(yy / static_cast<double>(end));
+    std::size_t position = 8 * (bundle.plan.norm == "log8" ? 1 : 2);
+    for (std::size_t i = 0; i < end; ++i) {
+      const bool trellis = i >= first;
+      std::size_t index = 0;
+      for (std::size_t k = 0; k < (trellis ? 8 : static_cast<std::size_t>(width_of(i))); ++k) {
+        std::size_t at = position + k;
+        if (trellis && at >= end_bit) at -= end_bit - first_bit;
+        index |= static_cast<std::size_t>(bit(at)) << k;
+      }
+      position += static_cast<std::size_t>(width_of(i));
+      const double level = trellis ? bundle.tensors.trellis[width_of(i)][index]
+                                   : bundle.tensors.levels[width_of(i)][index];
+      EXPECT_NEAR(transformed[t * kDim + i], level * norm, 1e-5) << t << ", " << i;
+      const double lambda = bundle.tensors.layers[0].v.lambda.data[i];
+      lyy += lambda * y[t * kDim + i] * y[t * kDim + i];
+      lyc += lambda * y[t * kDim + i] * level;
+    }
+    for (std::size_t i = end; i < kDim; ++i) EXPECT_EQ(transformed[t * kDim + i], 0);
+    const double scale = std::clamp(lyy / (n * lyc), 0.5, 4.0);
+    EXPECT_NEAR(std::log2(norm / (n * scale)), 0,
+                bundle.plan.norm == "log8" ? 0.5 / 32 + 1e-5 : 0x1p-10);
+  }
+
+  // Bits behind the last code mean nothing.
+  if (end_bit % 8 == 0) return;
+  std::vector<float> again(x.size());
+  for (std::size_t t = 0; t < 40; ++t) codes[t * bytes + bytes - 1] |= std::byte{0x80};
+  codec->decode_transformed(shape_of(40), codes, again);
+  EXPECT_EQ(again, transformed);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Rows, TrellisLayout,
+    testing::Values(
+        Layout{"mixed_log8", {6, 4, 3, 0}, 16, "log8", 1 + 26},
+        Layout{"mixed_fp16", {6, 4, 3, 0}, 16, "fp16", 2 + 26},
+        Layout{"all_in_the_trellis", {4, 3, 2, 1}, 16, "log8", 1 + 20},
+        Layout{"groups_of_8", {8, 7, 5, 4, 3, 2, 1, 1}, 8, "log8", 1 + 31},
+        Layout{"groups_of_4", {7, 7, 5, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0}, 4, "log8", 1 + 18},
+        Layout{"groups_of_2",
+               {6, 6, 6, 5, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+               2,
+               "log8",
+               1 + 12},
+        Layout{"one_bit", {1, 1, 0, 0}, 16, "log8", 1 + 4}),
+    [](const auto& row) { return row.param.name; });
+
+TEST(TrellisCodec, FewerThanThirtyTwoCoordinatesAreScalar) {
+  const PlanBundle tcq = trellis_plan({6, 5, 4, 0}), scalar = calibrated({6, 5, 4, 0});
+  const std::vector<float> x = white_vectors(tcq, 10);
+  EXPECT_EQ(encode(*make_codec(tcq, 0, Side::kKey), x),
+            encode(*make_codec(scalar, 0, Side::kKey), x));
+}
+
+TEST(TrellisCodec, TokensArePackedIndependently) {
+  const PlanBundle bundle = trellis_plan({5, 3, 2, 0});
+  const auto codec = make_codec(bundle, 0, Side::kValue);
+  const std::vector<float> x = white_vectors(bundle, 37);
+  const auto whole = encode(*codec, x);
+  const std::size_t bytes = whole.size() / 37;
+  for (const std::size_t t : {0u, 31u, 32u, 36u})
+    EXPECT_THAT(encode(*codec, std::span(x).subspan(t * kDim, kDim)),
+                testing::ElementsAreArray(std::span(whole).subspan(t * bytes, bytes)));
+}
+
+TEST(TrellisCodec, HasTheErrorOfItsTablesAndIsUnbiased) {
+  for (int width = 1; width <= kMaxTrellisWidth; ++width) {
+    const PlanBundle bundle = trellis_plan({width, width, width, width});
+    const auto codec = make_codec(bundle, 0, Side::kValue);
+    const std::vector<float> x = white_vectors(bundle, 500);
+    std::vector<float> y_hat(x.size());
+    codec->decode_transformed(shape_of(500), encode(*codec, x), y_hat);
+    const auto y = transform(bundle, x);
+    double error = 0, product = 0, energy = 0;
+    for (std::size_t i = 0; i < y.size(); ++i) {
+      const double lambda = bundle.tensors.layers[0].v.lambda.data[i % kDim];
+      error += lambda * (y[i] - y_hat[i]) * (y[i] - y_hat[i]);
+      product += lambda * y[i] * y_hat[i];
+      energy += lambda * y[i] * y[i];
+    }
+    EXPECT_NEAR(product / energy, 1, 0.01) << width;
+    const double distortion = trellis_distortion(width);
+    EXPECT_LT(error / energy, 0.9 * unbiased_distortion("lloyd_max", width)) << width;
+    // The weights of this plan fall by 8, and the trellis spends its error where they are small.
+    EXPECT_LT(error / energy, 1.1 * distortion / (1 - distortion)) << width;
+    EXPECT_GT(error / energy, 0.7 * distortion / (1 - distortion)) << width;
+  }
+}
+
+TEST(TrellisCodec, ZeroAndHugeVectorsStayFinite) {
+  const PlanBundle bundle = trellis_plan({4, 3, 2, 0});
+  const auto codec = make_codec(bundle, 0, Side::kValue);
+  const std::vector<float>& mean = bundle.tensors.layers[0].v.mean.data;
+  EXPECT_EQ(encode(*codec, mean)[0], std::byte{0x80}) << "the smallest norm";
+  const auto codes = encode(*codec, std::vector<float>(kDim, 60000));
+  EXPECT_EQ(codes[0], std::byte{127});
+  std::vector<float> x_hat(kDim);
+  codec->decode(shape_of(1), 4, codes, x_hat);
+  for (const float value : x_hat) EXPECT_TRUE(std::isfinite(value));
+}
+
+TEST(TrellisCodec, RefusesIncompletePlans) {
+  PlanBundle bundle = trellis_plan({4, 3, 2, 0});
+  bundle.tensors.levels.clear();
+  EXPECT_NO_THROW(make_codec(bundle, 0, Side::kKey)) << "no scalar width is in use";
+  bundle.tensors.trellis[3].pop_back();
+  EXPECT_THROW(make_codec(bundle, 0, Side::kKey), InputError);
+  bundle.tensors.trellis.erase(3);
+  EXPECT_THROW(make_codec(bundle, 0, Side::kKey), InputError);
+  bundle = trellis_plan({6, 5, 4, 0});
+  bundle.tensors.levels.erase(4);
+  EXPECT_THROW(make_codec(bundle, 0, Side::kKey), InputError) << "too short for the trellis";
+}
 
 TEST(CalibratedCodec, TokensArePackedIndependently) {
   const PlanBundle bundle = calibrated({5, 3, 2, 0});

@@ -3,152 +3,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
-#include <limits>
 #include <string>
 
-#include "quant/baselines.h"
 #include "quant/codebook.h"
-#include "quant/packing.h"
-#include "quant/random.h"
 #include "schemas/error.h"
+#include "tests/quant/codec_fixtures.h"
 
 namespace kvplan::quant {
 namespace {
 
-ModelSpec small_model(int kv_heads = 3, int head_dim = 64) {
-  ModelSpec model;
-  model.architecture = "llama";
-  model.num_layers = 2;
-  model.query_heads = 9;
-  model.kv_heads = kv_heads;
-  model.head_dim = head_dim;
-  model.rotary_dim = head_dim;
-  return model;
-}
-
-PlanBundle baseline(std::string_view name, const ModelSpec& model = small_model()) {
-  std::vector<double> inv_freq;
-  for (int j = 0; j < model.rotary_dim / 2; ++j)
-    inv_freq.push_back(std::pow(10000.0, -2.0 * j / model.rotary_dim));
-  return baseline_plan(name, model, 4, 4096, 11, inv_freq);
-}
-
-std::vector<float> gaussian(const KvShape& shape, std::uint32_t draw = 0) {
-  RandomStream random(5, StreamPurpose::kTest, draw);
-  std::vector<float> x(static_cast<std::size_t>(shape.elements()));
-  for (float& value : x) value = round_to_half(static_cast<float>(random.next_normal()));
-  return x;
-}
-
-std::vector<float> round_trip(const Codec& codec, const KvShape& shape, std::span<const float> x,
-                              std::int64_t first_position = 4) {
-  std::vector<float> x_hat(x.size());
-  round_trip(codec, shape, first_position, x, x_hat);
-  return x_hat;
-}
-
-double relative_error(std::span<const float> x, std::span<const float> x_hat) {
-  double error = 0, energy = 0;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    error += (double{x[i]} - x_hat[i]) * (double{x[i]} - x_hat[i]);
-    energy += double{x[i]} * x[i];
-  }
-  return error / energy;
-}
-
-struct BaselineRow {
-  const char* name;
-  double effective_bits;
-  std::int64_t bytes_per_token;  // 2 layers, 3 heads of 64, K and V: 768 elements
-};
-
-class Baselines : public testing::TestWithParam<BaselineRow> {};
-
-TEST_P(Baselines, PackedSizeIsTheDeclaredSize) {
-  const PlanBundle bundle = baseline(GetParam().name);
-  EXPECT_DOUBLE_EQ(bundle.plan.effective_bits, GetParam().effective_bits);
-  EXPECT_EQ(bundle.plan.bytes_per_token, GetParam().bytes_per_token);
-  EXPECT_DOUBLE_EQ(measured_effective_bits(bundle), GetParam().effective_bits);
-  const KvShape shape{64, 3, 64};
-  std::size_t bytes = 0;
-  for (int layer = 0; layer < 2; ++layer)
-    for (const Side side : kSides) bytes += make_codec(bundle, layer, side)->packed_bytes(shape);
-  EXPECT_DOUBLE_EQ(8.0 * static_cast<double>(bytes) / (64 * 768), GetParam().effective_bits);
-}
-
-TEST_P(Baselines, RoundTripIsFiniteAndDependsOnTheBytesAlone) {
-  const PlanBundle bundle = baseline(GetParam().name);
-  const KvShape shape{70, 3, 64};
-  const std::vector<float> x = gaussian(shape);
-  for (const Side side : kSides) {
-    const auto codec = make_codec(bundle, 1, side), other = make_codec(bundle, 1, side);
-    std::vector<std::byte> codes(codec->packed_bytes(shape), std::byte{0xff});
-    std::vector<float> first(x.size()), second(x.size(), -1);
-    codec->encode(shape, 4, x, codes);
-    codec->decode(shape, 4, codes, first);
-    other->decode(shape, 4, codes, second);
-    EXPECT_EQ(first, second);
-    EXPECT_LT(relative_error(x, first), 0.4);
-  }
-}
-
-TEST_P(Baselines, TakesNoTokensAndRefusesBadInput) {
-  const auto codec = make_codec(baseline(GetParam().name), 0, Side::kKey);
-  EXPECT_EQ(codec->packed_bytes({0, 3, 64}), 0u);
-  codec->encode({0, 3, 64}, 0, {}, {});
-  EXPECT_THROW(codec->packed_bytes({-1, 3, 64}), ArgumentError);
-  EXPECT_THROW(codec->packed_bytes({std::numeric_limits<std::int64_t>::max(), 3, 64}),
-               ArgumentError);
-  EXPECT_THROW(codec->packed_bytes({1, 2, 64}), ArgumentError);
-  EXPECT_THROW(codec->packed_bytes({1, 3, 128}), ArgumentError);
-  const KvShape shape{2, 3, 64};
-  std::vector<float> x = gaussian(shape);
-  std::vector<std::byte> codes(codec->packed_bytes(shape));
-  EXPECT_THROW(codec->encode(shape, -1, x, codes), ArgumentError);
-  EXPECT_THROW(codec->encode(shape, 0, std::span(x).first(383), codes), ArgumentError);
-  EXPECT_THROW(codec->encode(shape, 0, x, std::span(codes).subspan(1)), ArgumentError);
-  EXPECT_THROW(codec->decode(shape, 0, std::span(codes).subspan(1), x), ArgumentError);
-  for (const float bad : {NAN, INFINITY, -65520.0f}) {  // the last overflows fp16
-    x[64 * 4 + 7] = bad;
-    try {
-      codec->encode(shape, 0, x, codes);
-      FAIL() << bad;
-    } catch (const ArgumentError& error) {
-      EXPECT_THAT(error.what(), testing::HasSubstr("token 1, head 1, channel 7"));
-    }
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(
-    Names, Baselines,
-    testing::Values(BaselineRow{"fp16", 16, 1536}, BaselineRow{"q8_0", 8.5, 816},
-                    BaselineRow{"q4_0", 4.5, 432}, BaselineRow{"kivi:2", 3, 288},
-                    BaselineRow{"kivi:4", 5, 480}, BaselineRow{"turboquant:1", 1.25, 120},
-                    BaselineRow{"turboquant:3", 3.25, 312},
-                    BaselineRow{"turboquant:6/3", 4.75, 456},
-                    BaselineRow{"turboquant+:2", 2.25, 216}),
-    [](const auto& row) {
-      std::string name = row.param.name;
-      for (char& c : name)
-        if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-      return name;
-    });
-
-TEST(BaselinePlan, RefusesUnknownNames) {
-  for (const auto* name : {"", "fp8", "kivi", "kivi:0", "kivi:2/3", "turboquant:9", "turboquant:3/",
-                           "turboquant:-1", "turboquant", "q8_0:8", "kivi:2 "})
-    EXPECT_THROW(baseline(name), ArgumentError) << name;
-  EXPECT_THROW(baseline("q4_0", small_model(1, 80)), ArgumentError);
-  EXPECT_THROW(baseline("fp16", small_model(0, 64)), ArgumentError);
-}
-
-TEST(BaselinePlan, NearestBaselinesMatchTheSize) {
-  EXPECT_THAT(nearest_baselines(3.25, small_model()),
-              testing::ElementsAre("q8_0", "q4_0", "turboquant:3", "kivi:2"));
-  EXPECT_THAT(nearest_baselines(0.1, small_model(1, 80)),
-              testing::ElementsAre("turboquant:1", "kivi:1"));
-}
+using namespace kvplan::quant::testing;
 
 TEST(Fp16Codec, IsExactForHalves) {
   const KvShape shape{33, 3, 64};
@@ -261,17 +127,24 @@ TEST(RotatedCodec, CentresKeysByTheRotatedMean) {
 }
 
 TEST(BlockCodecs, MatchGgml) {
-  // Python, gguf package: gguf.quants.quantize(x.reshape(1, -1),
-  // gguf.GGMLQuantizationType.Q8_0).tobytes().hex() and Q4_0 with x = numpy.array([(i * 37 % 101 -
-  // 50) / 16 for i in range(64)], numpy.float32)
+  // Printed by tests/quant/make_block_golden.py.
   std::vector<float> x;
   for (int i = 0; i < 64; ++i) x.push_back(static_cast<float>(i * 37 % 101 - 50) / 16);
   for (const auto& [name, expected] : std::initializer_list<std::pair<const char*, const char*>>{
            {"q8_0",
             "4d2681df3d9af856b41270cd2b89e745a2005ebb1977d53390ee4caa0866c3217fdc2c263c96f656b0106f"
-            "ca29"
-            "84e3439efd5db71777d1318beb4ba50565bf1f7fd93993"},
-           {"q4_0", "4036e046acf258bd1379df358be046acf26820b6740fb953fd9731eb852fca640ea842fd"}}) {
+            "ca2984e3439efd5db71777d1318beb4ba50565bf1f7fd93993"},
+           {"q4_0", "4036e046acf258bd1379df358be046acf26820b6740fb953fd9731eb852fca640ea842fd"},
+           {"q4_1",
+            "ab3640c2d0369bf257bd1369ce258ae0469cf258773600c29bf157ad0368ce248ad0469bf257bd13"},
+           {"q5_0",
+            "4032a4a52d6dc07c38f3bf6b26e2ae5a15d18d49f4c020b296b6b4a4d81d61a5fa3e72b7fb3f84c80c50"
+            "94e9"},
+           {"q5_1",
+            "743240c2a4a52d6db07b37e3af6a26d29d5905c18c48f4b0423200c269494b5b27e2ae5a15d19d4904c0"
+            "7c38f3bf6b26"},
+           {"iq4_nl",
+            "5526e035acf147ce1269df249bf036bdf15836a6630fc942fea721ec751fda530eb832fd"}}) {
     const auto codec = make_codec(baseline(name, small_model(1)), 0, Side::kKey);
     std::vector<std::byte> codes(codec->packed_bytes({1, 1, 64}));
     codec->encode({1, 1, 64}, 0, x, codes);
@@ -283,7 +156,7 @@ TEST(BlockCodecs, MatchGgml) {
     EXPECT_EQ(hex, expected) << name;
     std::vector<float> x_hat(64);
     codec->decode({1, 1, 64}, 0, codes, x_hat);
-    EXPECT_LT(relative_error(x, x_hat), name == std::string("q8_0") ? 1e-4 : 1e-2);
+    EXPECT_LT(relative_error(x, x_hat), name == std::string("q8_0") ? 1e-4 : 1e-2) << name;
   }
 }
 
@@ -323,6 +196,22 @@ TEST(MakeCodec, RefusesWhatThisVersionDoesNotKnow) {
   };
   refuses([](Plan& plan) { plan.codec = "nf4"; });
   refuses([](Plan& plan) { plan.code = "tcq"; });
+  refuses([](Plan& plan) { plan.codec = "q4_0", plan.code = "polar"; });
+  refuses([](Plan& plan) { plan.code = "polar", plan.norm = "fp16_std"; });
+  refuses([](Plan& plan) { plan.code = "polar", plan.scale_rule = "unbiased"; });
+  refuses([](Plan& plan) { plan.variant.norm_block = 48; });
+  refuses([](Plan& plan) { plan.variant.norm_block = -8; });
+  refuses([](Plan& plan) { plan.variant.norm_block = 4; });  // too small for a Beta book
+  refuses([](Plan& plan) { plan.variant = {.sketch = "gaussian", .sketch_rows = 0}; });
+  refuses([](Plan& plan) {
+    plan.variant = {.sketch = "gaussian", .sketch_rows = 64};
+    plan.layers[0].k.heads[1].widths = {0};
+  });
+  refuses([](Plan& plan) {
+    plan.variant.outlier_bits = 1;
+    plan.layers[0].k.heads[1].outliers = {5};
+  });
+  refuses([](Plan& plan) { plan.norm = "log8", plan.variant.norm_block = 32; });
   refuses([](Plan& plan) { plan.scale_rule = "best"; });
   refuses([](Plan& plan) { plan.norm = "fp8"; });
   refuses([](Plan& plan) { plan.layers[0].k.heads.pop_back(); });

@@ -10,6 +10,7 @@
 #include "quant/codec.h"
 #include "quant/linalg.h"
 #include "quant/moments.h"
+#include "quant/trellis.h"
 #include "schemas/error.h"
 #include "tests/quant/synthetic_profile.h"
 
@@ -186,6 +187,56 @@ TEST(Fit, MixingKeepsInverseAndLambdaSum) {
   }
 }
 
+FitOptions trellis_options() {
+  FitOptions options = small_options();
+  options.code = "tcq";
+  return options;
+}
+
+TEST(TrellisFit, CostsAreThoseOfItsTables) {
+  const Fit tcq(small_profile(), trellis_options()), scalar(small_profile(), small_options());
+  for (std::size_t u = 0; u < tcq.costs().units.size(); ++u) {
+    const auto& choices = tcq.costs().units[u].choices;
+    const auto& others = scalar.costs().units[u].choices;
+    const double per_error = others[6].cost / unbiased_distortion("lloyd_max", 6);
+    for (std::size_t width = 0; width < choices.size(); ++width) {
+      EXPECT_EQ(choices[width].size_bits, others[width].size_bits);
+      if (width == 0 || width > kMaxTrellisWidth) {
+        EXPECT_EQ(choices[width].cost, others[width].cost) << width;
+        continue;
+      }
+      const double distortion = trellis_distortion(static_cast<int>(width));
+      EXPECT_NEAR(choices[width].cost, per_error * distortion / (1 - distortion),
+                  1e-12 * per_error);
+    }
+  }
+}
+
+TEST(TrellisFit, StoresTheTablesThatItsHeadsUse) {
+  const Fit fit(small_profile(), trellis_options());
+  // All 32 coordinates of most heads in a trellis; layer 0's keys too few, layer 1's keys none.
+  Allocation allocation;
+  allocation.choice.assign(fit.costs().units.size(), 3);
+  for (std::size_t u = 0; u < 8; ++u) allocation.choice[u] = u % 4 == 0 ? 5 : 2;
+  for (std::size_t u = 16; u < 24; ++u) allocation.choice[u] = 6;
+  const PlanBundle bundle = fit.assemble(allocation, kNoHeader);
+  EXPECT_EQ(bundle.plan.code, "tcq");
+  const auto keys = [](const auto& map) {
+    std::vector<int> widths;
+    for (const auto& item : map) widths.push_back(item.first);
+    return widths;
+  };
+  EXPECT_THAT(keys(bundle.tensors.trellis), ElementsAre(3));
+  EXPECT_THAT(keys(bundle.tensors.levels), ElementsAre(2, 5, 6));
+  EXPECT_THAT(keys(bundle.plan.codebooks), ElementsAre(2, 3, 5, 6));
+  EXPECT_THAT(bundle.tensors.trellis.at(3), ::testing::ElementsAreArray(trellis_table(3).values));
+  EXPECT_EQ(bundle.plan.static_bytes, 8 * (2 * 32 * 32 * 2 + 32 * 4) + (4 + 32 + 64) * 4 + 256 * 2);
+  const auto bits = 8 * 8 + (2 * (5 + 3 * 2) + 4 * 4 * 3 + 2 * 4 * 6) * 8;
+  EXPECT_DOUBLE_EQ(bundle.plan.effective_bits, bits / 256.0);
+  EXPECT_NE(plan_json(bundle), "") << "complete enough to be written";
+  EXPECT_EQ(plan_json(bundle), plan_json(fit.assemble(allocation, kNoHeader)));
+}
+
 TEST(Fit, BytesDoNotDependOnThreads) {
   std::string expected;
   for (const int threads : {1, 2, 4, 0}) {
@@ -207,6 +258,7 @@ struct PredictionCase {
   Side side;
   int width;
   bool rotated;
+  bool tcq = false;
 };
 
 class PredictionTest : public ::testing::TestWithParam<PredictionCase> {};
@@ -222,6 +274,7 @@ TEST_P(PredictionTest, EqualsTheMeasuredSecondOrderCost) {
   FitOptions options = c.rotated ? default_fit_options("rotated") : FitOptions{};
   options.context = spec.window;
   options.codebooks.clear();
+  if (c.tcq) options.code = "tcq";
   options.fisher_shrinkage = options.moment_shrinkage = 0;
   const bool key = c.side == Side::kKey;
   std::vector<Fit::LayerWidths> widths = same_widths(1, kFp16Width, kFp16Width);
@@ -245,7 +298,8 @@ TEST_P(PredictionTest, EqualsTheMeasuredSecondOrderCost) {
   cost /= static_cast<double>(tokens.size());
   const double gaussian = codebook("lloyd_max", c.width).distortion;
   const double finite = lloyd_max_beta(c.width, 64).distortion;
-  const double ratio = finite / (1 - finite) / (gaussian / (1 - gaussian));
+  // The trellis of 64 coordinates loses about as much by its length as it gains so.
+  const double ratio = c.tcq ? 1 : finite / (1 - finite) / (gaussian / (1 - gaussian));
   // One rotation for all tokens spreads errors less evenly over the metric than the average
   // rotation.
   EXPECT_NEAR(cost / bundle.plan.predicted_kl, ratio, c.rotated ? 0.1 : 0.04);
@@ -258,6 +312,9 @@ INSTANTIATE_TEST_SUITE_P(Cases, PredictionTest,
                                            PredictionCase{"V2", Side::kValue, 2, false},
                                            PredictionCase{"V3", Side::kValue, 3, false},
                                            PredictionCase{"V4", Side::kValue, 4, false},
+                                           PredictionCase{"TrellisK2", Side::kKey, 2, false, true},
+                                           PredictionCase{"TrellisV3", Side::kValue, 3, false,
+                                                          true},
                                            PredictionCase{"RotatedK3", Side::kKey, 3, true},
                                            PredictionCase{"RotatedV2", Side::kValue, 2, true}),
                          [](const auto& info) { return std::string(info.param.name); });
@@ -456,6 +513,14 @@ INSTANTIATE_TEST_SUITE_P(
                    "context: expected more tokens than the 4 sinks"},
         OptionCase{"MaxWidth", [](FitOptions& o) { o.max_width = 9; },
                    "max_width: expected 1..8, found 9"},
+        OptionCase{"Code", [](FitOptions& o) { o.code = "trellis"; },
+                   "code: expected one of scalar, tcq; found 'trellis'"},
+        OptionCase{"RotatedCode",
+                   [](FitOptions& o) {
+                     o = rotated_options();
+                     o.code = "tcq";
+                   },
+                   "code of codec rotated: expected one of scalar"},
         OptionCase{"Threads", [](FitOptions& o) { o.threads = -1; }, "threads"},
         OptionCase{"Norm", [](FitOptions& o) { o.norm = "log6"; },
                    "norm: expected one of log8, fp16; found 'log6'"},

@@ -260,11 +260,14 @@ TEST(SafetensorsFile, RoundTripsEveryType) {
   writer.add("c.f64", f64);
   writer.add("d.i64", i64);
   writer.add("e.empty", Array<double>({0, 3}));
+  const Array<std::uint16_t> f16({3}, 0x3c01);
+  writer.add("f.f16", f16);
   writer.write(folder / "f");
   const SafetensorsFile file(folder / "f");
   EXPECT_EQ(file.f32("b.f32", std::vector<std::int64_t>{3}), f32);
   EXPECT_EQ(file.f64("c.f64"), f64);
   EXPECT_EQ(file.i64("d.i64"), i64);
+  EXPECT_EQ(file.f16("f.f16"), f16);
   EXPECT_THAT(file.f64("e.empty").shape, ElementsAre(0, 3));
   EXPECT_EQ(refused([&] { file.at("x"); }).field(), "x");
   EXPECT_THAT(refused([&] { file.f64("b.f32"); }).what(),

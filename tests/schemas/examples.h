@@ -214,6 +214,28 @@ inline Validation example_validation() {
   baseline.predicted_kl.reset();
   validation.candidates = {plan, baseline};
   validation.gates = {{"kl<=.05", 0.032, true}};
+  validation.seed = 18446744073709551615u;
+  validation.by_text = {{"plan", "decode", "wiki.txt", 12, 17.25, 0.03, {0.031, 0.002}}};
+  validation.passkey = {
+      {"plan", "decode", 1024, 0.5, 4, {-2.5, 0.5}, {-0.25, 0.125}, {0.75, 0.25}}};
+  validation.prompt_source = {"prompts.jsonl", kOtherSha256, 64, "<|im_end|>"};
+  PromptResult all{.name = "plan",
+                   .mode = "worst",
+                   .category = "",
+                   .prompts = 12,
+                   .tokens = 768,
+                   .greedy_agreement = {0.97, 0.01},
+                   .first_divergence = {30.5, 4},
+                   .identical = {0.25, 0.125},
+                   .kl = {0.02, 0.003},
+                   .answers = 6,
+                   .answer_log_probability = MeanEstimate{-1.5, 0.5},
+                   .answer_log_probability_change = MeanEstimate{0.0625, 0.03}};
+  PromptResult code = all;
+  code.category = "code";
+  code.answers = 0;
+  code.answer_log_probability = code.answer_log_probability_change = std::nullopt;
+  validation.prompts = {all, code};
   return validation;
 }
 

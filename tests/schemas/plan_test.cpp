@@ -209,6 +209,38 @@ TEST(Plan, ChecksEveryTensor) {
   EXPECT_THAT(refused_tensors(levels).what(), HasSubstr("ascending"));
 }
 
+TEST(Plan, KeepsTrellisTables) {
+  TemporaryFolder folder;
+  PlanBundle written = example_plan();
+  written.plan.code = "tcq";
+  for (int i = 0; i < 256; ++i)
+    written.tensors.trellis[4].push_back(static_cast<float>(i - 128) / 64);
+  write_plan(written, folder / "p");
+  EXPECT_EQ(SafetensorsFile(folder / "p/plan.safetensors").at("lut.4").dtype, "F16");
+  EXPECT_EQ(read_plan(folder / "p").tensors.trellis, written.tensors.trellis);
+}
+
+TEST(Plan, ChecksTrellisTables) {
+  constexpr std::uint16_t kHalfOne = 0x3c00, kHalfInfinity = 0x7c00;
+  const auto refused_table = [](const char* name, auto array) {
+    SafetensorsWriter tensors;
+    tensors.add(name, std::move(array));
+    return refused_tensors(tensors);
+  };
+  EXPECT_THAT(refused_table("lut.2", Array<std::uint16_t>({255}, kHalfOne)).what(),
+              HasSubstr("expected shape [256], found [255]"));
+  EXPECT_THAT(refused_table("lut.2", Array<float>({256}, 1)).what(), HasSubstr("dtype F16"));
+  EXPECT_THAT(refused_table("lut.2", Array<std::uint16_t>({256}, kHalfInfinity)).what(),
+              HasSubstr("NaN or infinity"));
+  EXPECT_EQ(refused_table("lut.5", Array<std::uint16_t>({256}, kHalfOne)).field(), "lut.5");
+
+  PlanBundle bundle = example_plan();
+  bundle.tensors.trellis[2].assign(256, 0.1f);
+  EXPECT_THROW(plan_json(bundle), InternalError) << "fp16 does not hold .1";
+  bundle.tensors.trellis[2].assign(255, 1);
+  EXPECT_THROW(plan_json(bundle), InternalError);
+}
+
 TEST(RequireSameModel, NamesTheFirstDifference) {
   const ModelSpec expected = example_model();
   EXPECT_NO_THROW(require_same_model(expected, expected, "plan.json"));
