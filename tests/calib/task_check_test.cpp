@@ -173,8 +173,9 @@ TEST_F(Passkey, RefusesImpossibleGrids) {
   for (const Row& row : rows)
     EXPECT_THAT([&] { tasks(row.options); }, ThrowsMessage<ArgumentError>(HasSubstr(row.message)));
   sources_ = {source_of('a', 299)};
-  EXPECT_THAT([&] { tasks({.contexts = {300}}); },
-              ThrowsMessage<InputError>(AllOf(HasSubstr("a.txt"), HasSubstr("longest text of 299"))));
+  EXPECT_THAT(
+      [&] { tasks({.contexts = {300}}); },
+      ThrowsMessage<InputError>(AllOf(HasSubstr("a.txt"), HasSubstr("longest text of 299"))));
 }
 
 TEST_F(Passkey, FewerBitsLoseMoreOfTheKey) {

@@ -196,14 +196,14 @@ class TaskChecks(CliTest):
     def test_passkey(self):
         plan = self.plan("plan")
         done = self.validate(plan, "--baselines", "q8_0,turboquant:2", "--mode", "worst,decode", "--passkey", "--passkey-contexts", "200,256",
-                             "--passkey-depths", "0,0.5,1", "--passkey-trials", 2, "--seed", 5, windows=1)
+                             "--passkey-depths", "0,0.5", "--passkey-trials", 2, "--seed", 5, windows=1)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("fp16 itself repeats", done.stdout)
         validation = json.loads((plan / "validation.json").read_text())
         self.assertEqual(validation["seed"], 5)
         cells = validation["passkey"]
-        self.assertEqual([(c["context"], c["depth"]) for c in cells[:6]], [(n, d) for n in (200, 256) for d in (0, 0.5, 1)])
-        self.assertEqual(len(cells), 4 * 2 * 6)
+        self.assertEqual([(c["context"], c["depth"]) for c in cells[:4]], [(n, d) for n in (200, 256) for d in (0, 0.5)])
+        self.assertEqual(len(cells), 4 * 2 * 4)
         change = {n: np.mean([abs(c["log_probability_change"]["mean"]) for c in cells if c["name"] == n]) for n in ("fp16", "q8_0", "turboquant:2")}
         self.assertEqual(change["fp16"], 0)
         self.assertLess(0, change["q8_0"])
