@@ -134,8 +134,9 @@ std::string prompts_table(const Validation& v, bool markdown) {
          shown(t, markdown);
 }
 
-/// "6 4 2 0 | 4 4 2 2": widths by group, heads apart; one number where all are equal.
-std::string widths_text(const SidePlan& side) {
+/// "6420|4422+8x8": widths by group, heads apart, then outlier channels x their bits; one number
+/// where all are equal.
+std::string widths_text(const SidePlan& side, int outlier_bits) {
   const int first = side.heads.at(0).widths.at(0);
   const bool equal = std::all_of(side.heads.begin(), side.heads.end(), [&](const HeadPlan& h) {
     return h.outliers.empty() &&
@@ -147,7 +148,8 @@ std::string widths_text(const SidePlan& side) {
     if (!out.empty()) out += '|';
     for (const int w : head.widths)
       out += w > 9 ? "(" + std::to_string(w) + ")" : std::to_string(w);
-    if (!head.outliers.empty()) out += "+" + std::to_string(head.outliers.size()) + "x8";
+    if (!head.outliers.empty())
+      out += "+" + std::to_string(head.outliers.size()) + "x" + std::to_string(outlier_bits);
   }
   return out;
 }
@@ -222,7 +224,8 @@ std::string describe(const PlanBundle& bundle) {
       {"layer", "K bits", "V bits", "KL share", "K widths by group, heads apart", "V widths"});
   for (const auto& layer : p.layers) {
     t.add_row({std::to_string(layer.index), fixed(layer.k.bits, 2), fixed(layer.v.bits, 2),
-               percent(layer.predicted_kl_share), widths_text(layer.k), widths_text(layer.v)});
+               percent(layer.predicted_kl_share), widths_text(layer.k, p.variant.outlier_bits),
+               widths_text(layer.v, p.variant.outlier_bits)});
   }
   return out + "\n" + t.text();
 }

@@ -264,7 +264,8 @@ int run(const PlanFlags& flags, const GlobalOptions& global) {
   const std::string profile_sha = profile_sha256(flags.profile);
   const auto plan_with = [&](const std::vector<std::string>& changes, std::uint64_t seed) {
     PlanFlags changed = flags;
-    for (const std::string& change : changes) apply_change(change, changed);
+    for (const std::string& change : changes)
+      for (const std::string& option : split_list(change)) apply_change(option, changed);
     GlobalOptions seeded = global;
     seeded.seed = seed;
     return make_plan(profile, profile_sha, changed, seeded);

@@ -118,8 +118,8 @@ void add_trial_options(CLI::App& command, TrialFlags& f) {
                    "worst-fold KL")
       ->check(CLI::Range(2, 1000));
   group->add_option("--try", f.tries,
-                    "OPTION=VALUE such as code=tcq or group-size=8: keep it if it lowers KL by "
-                    "more than chance (95 % paired bootstrap)");
+                    "OPTION=VALUE such as code=tcq, or several joined with commas: take it if it "
+                    "lowers KL by more than chance (95 % paired bootstrap)");
   group->add_option("--model,-m", f.input.model, "Model to measure on");
   group->add_option("--text,-t", f.input.text, "Calibration text to measure on");
   f.input.part = "0:0.5";

@@ -25,7 +25,7 @@ void add_trial_options(CLI::App& command, TrialFlags& flags);
 using MakePlan =
     std::function<PlanBundle(const std::vector<std::string>& changes, std::uint64_t seed)>;
 
-/// The plan that wins: first each change is kept if it lowers KL by more than chance, then the seed
+/// The plan that wins: first a change is taken if it lowers KL by more than chance, then the seed
 /// of smallest worst-fold KL. Trials and their text go into the plan; a table of both rounds, and
 /// over seeds mean, sd, CV, min and max, is added to `summary`.
 PlanBundle plan_by_trials(const TrialFlags& flags, const GlobalOptions& global,

@@ -53,6 +53,7 @@ std::vector<std::pair<double, PlanBundle>> make_plans(const SweepFlags& flags,
     header.program = kProgram;
     planner::CacheGeometry geometry;
     geometry.elements = fit.costs().elements;
+    geometry.context = flags.context;
     const auto budget = planner::budget_bits(header.budget, geometry);
     plans.emplace_back(bits, fit.assemble(planner::allocate(fit.costs(), budget), header));
   }

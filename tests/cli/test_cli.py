@@ -187,6 +187,78 @@ class MainLine(CliTest):
         self.fails(2, "bitz", "plan", "--config", config, "--profile", PROFILE, "--out", self.folder / "x")
 
 
+class Choosing(CliTest):
+    MEASURE = ["--model", MODEL, "--text", TEXT, "--part", "0:0.5", "--window", 64]
+
+    def test_trials_choose_and_stay_on_record(self):
+        out = ROOT / "chosen"
+        done = self.succeeds("plan", "--profile", PROFILE, "--bits", 2.5, "--context", 64, "--try", "code=tcq,group-size=8", "--seeds", 3,
+                             *self.MEASURE, "--windows", 5, "--folds", 2, "--out", out)
+        self.assertIn("over seeds", done.stdout)
+        plan = json.loads((out / "plan.json").read_text())
+        names = [t["name"] for t in plan["trials"]]
+        self.assertEqual(names, ["as asked", "code=tcq,group-size=8", "seed 0", "seed 1", "seed 2"])
+        rounds = plan["trials"][:2], plan["trials"][2:]
+        for trials in rounds:
+            self.assertEqual(sum(t["chosen"] for t in trials), 1)
+        winner = next(t for t in rounds[1] if t["chosen"])
+        self.assertEqual(winner["worst_fold_kl"], min(t["worst_fold_kl"] for t in rounds[1]))
+        self.assertEqual(plan["seed"], int(winner["name"].split()[1]))
+        self.assertEqual(plan["code"], "tcq" if rounds[0][1]["chosen"] else "scalar")
+        self.assertEqual(len(plan["provenance"]["sources"]), 2)
+
+    def test_trials_need_a_model_and_known_options(self):
+        plan = ["plan", "--profile", PROFILE, "--bits", 3, "--context", 64, "--out", ROOT / "never"]
+        self.fails(2, "--model", *plan, "--seeds", 2)
+        self.fails(2, "--try", *plan, "--try", "colour=blue", *self.MEASURE, "--windows", 5)
+        self.fails(2, "windows", *plan, "--seeds", 2, *self.MEASURE, "--windows", 3)
+
+    def test_outlier_channels_as_choices(self):
+        plan = ["plan", "--profile", PROFILE, "--codec", "rotated", "--bits", 5, "--context", 64]
+        self.succeeds(*plan, "--out", ROOT / "rotated-plain")
+        self.succeeds(*plan, "--outliers", 8, "--out", ROOT / "rotated-outliers")
+        plain, offered = (json.loads((ROOT / f / "plan.json").read_text()) for f in ("rotated-plain", "rotated-outliers"))
+        self.assertLessEqual(offered["predicted_kl"], plain["predicted_kl"])
+        self.assertLessEqual(offered["effective_bits"], 5)
+        self.fails(2, "multiples of 8", *plan, "--outliers", 5, "--out", ROOT / "never")
+
+    def test_correction_shifts_a_kl_ceiling(self):
+        measured = self.plan("to-correct", bits=2.5)
+        self.validate(measured)
+        ceiling = ["plan", "--profile", PROFILE, "--max-kl", 0.05, "--context", 256]
+        self.succeeds(*ceiling, "--out", ROOT / "ceiling")
+        self.succeeds(*ceiling, "--correction", measured / "validation.json", "--out", ROOT / "corrected")
+        found = next(c for c in json.loads((measured / "validation.json").read_text())["candidates"] if c["name"] == "plan")
+        ratio = found["kl"]["mean"] / found["predicted_kl"]
+        corrected = json.loads((ROOT / "corrected" / "plan.json").read_text())
+        self.assertLessEqual(corrected["predicted_kl"] * ratio, 0.05 * 1.0000001)
+        raw = json.loads((ROOT / "ceiling" / "plan.json").read_text())
+        self.assertEqual(corrected["effective_bits"] > raw["effective_bits"], ratio > 1)
+
+    def test_sweep(self):
+        out = ROOT / "sweep.json"
+        done = self.succeeds("sweep", "--model", MODEL, "--text", TEXT, "--part", "0.5:1", "--window", 64, "--windows", 3, "--profile",
+                             PROFILE, "--k-bits", "2,4", "--v-bits", "2,3", "--plan-bits", "2,4", "--context", 64, "--max-ppl-rise", 100,
+                             "--out", out)
+        self.assertIn("smallest turboquant within", done.stdout)
+        sweep = json.loads(out.read_text())
+        self.assertEqual(len(sweep["points"]), 6)
+        self.assertEqual((sweep["smallest_grid"]["k_bits"], sweep["smallest_grid"]["v_bits"]), (2, 2))
+        self.assertEqual(sweep["smallest_plan"]["effective_bits"], min(p["effective_bits"] for p in sweep["points"][4:]))
+
+    def test_study(self):
+        out = ROOT / "study"
+        done = self.succeeds("study", "A3", "C3", "D4", "--out", out)
+        self.assertIn("1 confirmed, 0 explained, 1 refuted, 1 not run", done.stdout)
+        studies = {s["id"]: s for s in json.loads((out / "study.json").read_text())["studies"]}
+        self.assertEqual({i: s["verdict"] for i, s in studies.items()}, {"A3": "C", "C3": "R", "D4": "-"})
+        self.assertTrue(all(c["passed"] for c in studies["A3"]["checks"]))
+        self.assertIn("kvplan studies", (out / "study.html").read_text())
+        self.assertIn("### A3", self.succeeds("study", "A3", "--markdown").stdout)
+        self.fails(2, "no study 'Z9'", "study", "Z9")
+        self.fails(2, "--out", "study", "A3", "--model", MODEL, "--text", TEXT)
+
+
 class TaskChecks(CliTest):
     def prompts(self, text, name="prompts.jsonl"):
         path = self.folder / name

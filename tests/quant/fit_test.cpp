@@ -441,6 +441,36 @@ TEST(RotatedFit, OutlierChannelsAreStoredAndPaidFor) {
       << "a second Haar matrix for the rest and a list of channels";
 }
 
+TEST(RotatedFit, OffersOutlierChannelsAsChoices) {
+  FitOptions options = rotated_options();
+  options.outlier_counts = {8, 16};
+  const Fit with(small_profile(), options), without(small_profile(), rotated_options());
+  const CostTable &table = with.costs(), &plain = without.costs();
+  Allocation allocation;
+  for (std::size_t u = 0; u < table.units.size(); ++u) {
+    const CostUnit& unit = table.units[u];
+    ASSERT_EQ(unit.choices.size(), 3 * plain.units[u].choices.size());
+    int chosen = -1;
+    for (std::size_t c = 0; c < unit.choices.size(); ++c) {
+      const CostChoice& choice = unit.choices[c];
+      if (c > 0) EXPECT_GE(choice.size_bits, unit.choices[c - 1].size_bits);
+      if (choice.width == 3 && choice.outliers == 8) chosen = static_cast<int>(c);
+      if (choice.outliers == 0)
+        EXPECT_EQ(choice.cost, plain.units[u].choices[static_cast<std::size_t>(choice.width)].cost);
+    }
+    ASSERT_GE(chosen, 0);
+    allocation.choice.push_back(chosen);
+    allocation.size_bits += unit.choices[static_cast<std::size_t>(chosen)].size_bits;
+    allocation.cost += unit.choices[static_cast<std::size_t>(chosen)].cost;
+  }
+  const PlanBundle bundle = with.assemble(allocation, kNoHeader);
+  EXPECT_NEAR(bundle.plan.predicted_kl, allocation.cost, 1e-12 * allocation.cost);
+  EXPECT_NEAR(bundle.plan.effective_bits * static_cast<double>(table.elements),
+              static_cast<double>(allocation.size_bits + table.fixed_bits), 1e-6);
+  for (const LayerPlan& layer : bundle.plan.layers)
+    for (const HeadPlan& head : layer.k.heads) EXPECT_EQ(head.outliers.size(), 8u);
+}
+
 TEST(RotatedFit, RefusesImpossibleOutliers) {
   const Fit rotated(small_profile(), rotated_options()),
       calibrated(small_profile(), small_options());
