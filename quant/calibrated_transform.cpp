@@ -111,4 +111,20 @@ std::vector<double> coherent_drop_costs(const Profile& profile, int layer, Side 
   return costs;
 }
 
+double coherent_drop_cost(const Profile& profile, int layer, Side side, int head,
+                          std::span<const double> mean) {
+  const LayerProfile& from = profile.layers.at(static_cast<std::size_t>(layer));
+  const auto n = static_cast<std::size_t>(from.head_dim);
+  const auto windows = static_cast<std::size_t>(from.side(side).cross.shape.at(0));
+  double cost = 0;
+  for (std::size_t s = 0; s < windows; ++s) {
+    const auto cross = centred_cross(profile, layer, side, head, static_cast<int>(s), mean);
+    double dropped = 0;
+    for (std::size_t i = 0; i < n; ++i) dropped += cross[i * n + i];
+    const auto tokens = static_cast<double>(profile.windows[s].tokens - profile.sink_tokens);
+    cost += dropped * dropped / tokens / (2 * static_cast<double>(windows));
+  }
+  return cost;
+}
+
 }  // namespace kvplan::quant

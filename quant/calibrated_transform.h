@@ -32,4 +32,9 @@ std::vector<double> coherent_drop_costs(const Profile& profile, int layer, Side 
                                         std::span<const double> mean,
                                         const CalibratedTransform& transform);
 
+/// Nats per token of leaving out a whole vector's deviation from its mean, all tokens together:
+/// 1/2 E_s[(tr X_s)^2] / T.
+double coherent_drop_cost(const Profile& profile, int layer, Side side, int head,
+                          std::span<const double> mean);
+
 }  // namespace kvplan::quant

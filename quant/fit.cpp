@@ -58,7 +58,7 @@ FitOptions default_fit_options(const std::string& codec) {
 
 Fit::Impl::Impl(const Profile& profile, const FitOptions& chosen) : options(chosen) {
   check_options(options, profile);
-  check_profile(profile, calibrated());
+  check_profile(profile, calibrated() || options.coherent_drop);
   model = profile.model;
   sink_tokens = profile.sink_tokens;
   calibration_tokens = profile.tokens;
@@ -111,6 +111,13 @@ void Fit::Impl::fit_head(const Profile& profile, int layer, Side side, int head)
   fit.rotated_cost = sum(fit.fisher_diagonal) * energy / static_cast<double>(d) / 2;
 
   std::vector<double> coherent;
+  if (!calibrated() && options.coherent_drop) {
+    double independent = 0;  // 1/2 tr(F C)
+    for (std::size_t i = 0; i < d * d; ++i)
+      independent += moments.fisher[i] * moments.second[i] / 2;
+    fit.coherent_excess =
+        std::max(0.0, coherent_drop_cost(profile, layer, side, head, moments.mean) - independent);
+  }
   if (calibrated()) {
     if (sum(fit.second_diagonal) <= kVarianceFloor * energy) moments.second.assign(d * d, 0);
     const std::vector<double> mean = moments.mean;
@@ -185,6 +192,14 @@ double Fit::Impl::relative_error(int width) const {
   return distortion;
 }
 
+// A centroid code has <y,c> = (1 - D) |y|^2.
+double Fit::Impl::shrinkage(int width) const {
+  if (width == 0) return 1;
+  const double distortion = books[static_cast<std::size_t>(width)].distortion;
+  if (options.scale_rule == "unbiased") return 0;
+  return options.scale_rule == "norm_corrected" ? 1 - std::sqrt(1 - distortion) : distortion;
+}
+
 double Fit::Impl::rotated_code_cost(const HeadFit& head, int width,
                                     const std::vector<int>& outliers) const {
   double step = 0;
@@ -200,6 +215,9 @@ double Fit::Impl::rotated_code_cost(const HeadFit& head, int width,
     }
   }
   const auto rest = static_cast<double>(head.fisher_diagonal.size() - outliers.size());
+  const double energy = sum(head.second_diagonal), shrunk = shrinkage(width);
+  if (energy > 0)
+    cost += shrunk * shrunk * head.coherent_excess * std::max(rest_energy, 0.0) / energy;
   return cost + relative_error(width) * rest_fisher * std::max(rest_energy, 0.0) / rest / 2;
 }
 

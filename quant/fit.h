@@ -27,9 +27,10 @@ struct FitOptions {
   bool centre = true;
   RotationSpec rotation;  // rotated codecs; kind "none" for calibrated ones
   double fisher_shrinkage = 0.05, moment_shrinkage = 0.01;  // 0..1
-  bool coherent_drop =
-      true;            // width 0 costs at least what leaving the coordinates out was measured to
-  bool mixing = true;  // turn coordinates of equal width by a random rotation
+  /// Count what errors that are alike on all tokens cost together: those of width 0, and the
+  /// shrinkage of rotated codes.
+  bool coherent_drop = true;
+  bool mixing = true;               // turn coordinates of equal width by a random rotation
   std::vector<int> outlier_counts;  // rotated: also offer this many channels at 8 bits, of largest
                                     // F_ii C_ii; multiples of 8 below head_dim, ascending
   std::uint64_t seed = 0;           // of the mixing matrices
@@ -64,10 +65,10 @@ class Fit {
   /// calibrated: units (layer, side, head, group of group_size), choices 0..max_width; cost 1/2 sum
   /// lambda D_u(b), width 0: max of the measured coherent cost and 1/2 sum lambda. rotated: one
   /// unit per (layer, side, head), cost D(b) tr(F) tr(C)/d / 2 with C about the mean if
-  /// options.centre, else about 0. D is the relative error of the codebook under
-  /// options.scale_rule; options.outlier_counts multiply the choices; with code tcq that of the
-  /// trellis for widths 1..4, also where a head will turn out too short for one. fixed_bits: the
-  /// norms.
+  /// options.centre, else about 0, and the measured coherent cost of what the code shrinks. D is
+  /// the relative error of the codebook under options.scale_rule; options.outlier_counts multiply
+  /// the choices; with code tcq that of the trellis for widths 1..4, also where a head will turn
+  /// out too short for one. fixed_bits: the norms.
   const CostTable& costs() const;
 
   /// Turns an allocation over costs().units into a plan: sorts groups into storage order, mixes

@@ -21,7 +21,9 @@ struct HeadFit {
   std::vector<float> absmax;                             // [d]
   std::vector<double> fisher_diagonal, second_diagonal;  // [d] after rotary, not shrunk
   double rotated_cost = 0;                               // 1/2 tr(F) E|x|^2 / d, uncentred
-  std::vector<int> by_gain;  // channels by descending F_ii C_ii, ties to the lower one
+  double coherent_excess = 0;  // rotated only: cost of dropping the vector on all tokens at once,
+                               // beyond that of independent tokens
+  std::vector<int> by_gain;    // channels by descending F_ii C_ii, ties to the lower one
   /// The `count` channels whose error costs most at equal bits, ascending.
   std::vector<int> outliers(int count) const;
 };
@@ -63,6 +65,9 @@ struct Fit::Impl {
   /// Squared error of a code of `width` bits relative to the vector's energy, under the options'
   /// code, codebook and scale rule.
   double relative_error(int width) const;
+  /// What a code of `width` bits takes off a vector's length on average: the part of its error that
+  /// is alike on all tokens.
+  double shrinkage(int width) const;
   /// Rotated code of one width over all channels but `outliers`, which are coded at 8 bits: nats
   /// per token.
   double rotated_code_cost(const HeadFit& head, int width, const std::vector<int>& outliers) const;

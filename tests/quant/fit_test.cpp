@@ -384,6 +384,7 @@ TEST(Fit, UncentredPlansStoreNoMeanAndCostMore) {
 TEST(RotatedFit, OneUnitPerHeadAndItsCost) {
   FitOptions options = rotated_options();
   options.scale_rule = "one";
+  options.coherent_drop = false;
   const Fit fit(small_profile(), options);
   ASSERT_EQ(fit.costs().units.size(), 8u);
   EXPECT_EQ(fit.costs().fixed_bits, 8 * 16);
@@ -406,6 +407,35 @@ TEST(RotatedFit, OneUnitPerHeadAndItsCost) {
   const Fit beta(small_profile(), options);
   EXPECT_LT(beta.costs().units[6].choices[3].cost, unit.choices[3].cost);
   EXPECT_EQ(beta.costs().units[6].choices[4].cost, unit.choices[4].cost);
+}
+
+TEST(RotatedFit, ShrinkageThatAllTokensShareCostsMore) {
+  // Gradients that agree with the vectors: every window's sum of h x^T is 40 times the identity.
+  Profile profile = small_profile();
+  for (LayerProfile& layer : profile.layers) {
+    for (const Side side : kSides) {
+      SideSums& sums = layer.side(side);
+      std::fill(sums.phase.data.begin(), sums.phase.data.end(), 0.0f);
+      const auto d = static_cast<std::size_t>(layer.head_dim);
+      for (std::size_t i = 0; i < sums.cross.data.size(); ++i)
+        sums.cross.data[i] = i % (d * d) % (d + 1) == 0 ? 40.0f : 0.0f;
+    }
+  }
+  const auto costs = [&](const char* rule, bool coherent) {
+    FitOptions options = rotated_options();
+    options.scale_rule = rule;
+    options.coherent_drop = coherent;
+    return Fit(profile, options).costs().units[0].choices;
+  };
+  const auto apart = costs("one", false), together = costs("one", true);
+  const double dropped = together[0].cost - apart[0].cost;
+  EXPECT_GT(dropped, apart[0].cost);
+  for (std::size_t width = 1; width < together.size(); ++width) {
+    const double shrunk = codebook("lloyd_max", static_cast<int>(width)).distortion;
+    EXPECT_NEAR(together[width].cost - apart[width].cost, shrunk * shrunk * dropped,
+                1e-9 * dropped);
+  }
+  EXPECT_EQ(costs("unbiased", true)[2].cost, costs("unbiased", false)[2].cost);
 }
 
 TEST(RotatedFit, ScaleRulesRankAsTheirErrorsDo) {
@@ -453,10 +483,13 @@ TEST(RotatedFit, OffersOutlierChannelsAsChoices) {
     int chosen = -1;
     for (std::size_t c = 0; c < unit.choices.size(); ++c) {
       const CostChoice& choice = unit.choices[c];
-      if (c > 0) EXPECT_GE(choice.size_bits, unit.choices[c - 1].size_bits);
+      if (c > 0) {
+        EXPECT_GE(choice.size_bits, unit.choices[c - 1].size_bits);
+      }
       if (choice.width == 3 && choice.outliers == 8) chosen = static_cast<int>(c);
-      if (choice.outliers == 0)
+      if (choice.outliers == 0) {
         EXPECT_EQ(choice.cost, plain.units[u].choices[static_cast<std::size_t>(choice.width)].cost);
+      }
     }
     ASSERT_GE(chosen, 0);
     allocation.choice.push_back(chosen);
