@@ -1,5 +1,6 @@
 #include "calib/decoder.h"
 
+#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/embedding.h>
@@ -88,10 +89,19 @@ void require_memory(const ModelReader& reader, WeightType matrices) {
                           "(--dtype bf16) or take a smaller model");
 }
 
-at::Tensor read_weight(const ModelReader& reader, const std::string& name) {
+at::Device torch_device(Device device) {
+  if (device == Device::kCpu) return at::kCPU;
+  if (!at::hasCUDA())
+    throw EnvironmentError("cuda",
+                           "LibTorch finds no CUDA device: it was built without CUDA, or there is "
+                           "no GPU or driver; use --device cpu");
+  return at::Device(at::kCUDA, 0);
+}
+
+at::Tensor read_weight(const ModelReader& reader, const std::string& name, at::Device device) {
   at::Tensor weight = at::empty(reader.shape(name), at::kFloat);
   reader.read(name, {weight.data_ptr<float>(), static_cast<std::size_t>(weight.numel())});
-  return weight;
+  return weight.to(device);
 }
 
 }  // namespace
@@ -102,9 +112,9 @@ struct Decoder::LayerWeights {
   at::Tensor q_bias, k_bias, v_bias, output_bias;
   at::Tensor ffn_norm, gate, up, down;
 
-  LayerWeights(const ModelReader& reader, int layer, at::ScalarType matrices) {
+  LayerWeights(const ModelReader& reader, int layer, at::ScalarType matrices, at::Device device) {
     const auto read = [&](const char* name) {
-      const at::Tensor weight = read_weight(reader, layer_tensor(layer, name));
+      const at::Tensor weight = read_weight(reader, layer_tensor(layer, name), device);
       return weight.dim() == 2 ? weight.to(matrices) : weight;
     };
     attention_norm = read("attn_norm.weight");
@@ -129,7 +139,8 @@ struct Decoder::LayerWeights {
 /// demand.
 class Decoder::RotaryTable {
  public:
-  explicit RotaryTable(std::span<const double> inv_freq) : inv_freq_(inv_freq) {}
+  RotaryTable(std::span<const double> inv_freq, at::Device device)
+      : inv_freq_(inv_freq), device_(device) {}
 
   std::pair<at::Tensor, at::Tensor> rows(std::int64_t first, std::int64_t count) {
     const std::lock_guard lock(mutex_);
@@ -140,36 +151,43 @@ class Decoder::RotaryTable {
  private:
   void grow(std::int64_t positions) {
     const auto half = static_cast<std::int64_t>(inv_freq_.size());
-    cos_ = at::empty({positions, half}, at::kFloat);
-    sin_ = at::empty({positions, half}, at::kFloat);
-    float* cos = cos_.data_ptr<float>();
-    float* sin = sin_.data_ptr<float>();
+    const at::Tensor cosines = at::empty({positions, half}, at::kFloat),
+                     sines = at::empty({positions, half}, at::kFloat);
+    float* cos = cosines.data_ptr<float>();
+    float* sin = sines.data_ptr<float>();
     for (std::int64_t t = 0; t < positions; ++t)
       for (const double frequency : inv_freq_) {
         const double angle = static_cast<double>(t) * frequency;
         *cos++ = static_cast<float>(std::cos(angle));
         *sin++ = static_cast<float>(std::sin(angle));
       }
+    cos_ = cosines.to(device_);
+    sin_ = sines.to(device_);
     positions_ = positions;
   }
 
   std::span<const double> inv_freq_;
+  at::Device device_;
   std::mutex mutex_;
   std::int64_t positions_ = 0;
   at::Tensor cos_, sin_;
 };
 
-Decoder::Decoder(const ModelReader& reader, WeightType matrices)
-    : config_(reader.config()),
-      inv_freq_(rotary_frequencies(config_)),
-      rotary_(std::make_unique<RotaryTable>(inv_freq_)) {
-  require_memory(reader, matrices);
-  embedding_ = read_weight(reader, "token_embd.weight");
-  output_norm_ = read_weight(reader, "output_norm.weight");
-  output_ = config_.tied_embeddings ? embedding_ : read_weight(reader, "output.weight");
+Decoder::Decoder(const ModelReader& reader, WeightType matrices, Device where)
+    : config_(reader.config()), inv_freq_(rotary_frequencies(config_)) {
+  const at::Device device = torch_device(where);
+  if (where == Device::kCuda) {
+    at::globalContext().setAllowTF32CuBLAS(false);
+  } else {
+    require_memory(reader, matrices);
+  }
+  rotary_ = std::make_unique<RotaryTable>(inv_freq_, device);
+  embedding_ = read_weight(reader, "token_embd.weight", device);
+  output_norm_ = read_weight(reader, "output_norm.weight", device);
+  output_ = config_.tied_embeddings ? embedding_ : read_weight(reader, "output.weight", device);
   layers_.reserve(static_cast<std::size_t>(config_.num_layers));
   for (int l = 0; l < config_.num_layers; ++l)
-    layers_.emplace_back(reader, l, scalar_type(matrices));
+    layers_.emplace_back(reader, l, scalar_type(matrices), device);
 }
 
 Decoder::~Decoder() = default;
@@ -182,7 +200,7 @@ at::Tensor Decoder::embed(const at::Tensor& ids) const {
                           " is outside the vocabulary of " + std::to_string(config_.vocab_size) +
                           " tokens; was the text tokenised for another model?");
   }
-  return at::embedding(embedding_, ids);
+  return at::embedding(embedding_, ids.to(device()));
 }
 
 at::Tensor Decoder::layer(int index, const at::Tensor& x, std::int64_t first_position,

@@ -30,14 +30,17 @@ using AttentionOverride = std::function<at::Tensor(const at::Tensor& q, const La
 class Decoder {
  public:
   /// Reads and converts all weights, dropping file pages as it goes; embeddings, norms and biases
-  /// are float32. MemoryError when they cannot fit.
-  explicit Decoder(const ModelReader& reader, WeightType matrices = WeightType::kFloat32);
+  /// are float32. MemoryError when they cannot fit the host, EnvironmentError when LibTorch has no
+  /// CUDA device to put them on.
+  explicit Decoder(const ModelReader& reader, WeightType matrices = WeightType::kFloat32,
+                   Device device = Device::kCpu);
   ~Decoder();
   const ModelConfig& config() const { return config_; }
+  at::Device device() const { return embedding_.device(); }
   const std::vector<double>& inv_freq() const { return inv_freq_; }
 
-  /// ids [batch, tokens] int64 -> hidden [batch, tokens, hidden]. ArgumentError for ids outside the
-  /// vocabulary.
+  /// ids [batch, tokens] int64 on any device -> hidden [batch, tokens, hidden]. ArgumentError for
+  /// ids outside the vocabulary.
   at::Tensor embed(const at::Tensor& ids) const;
   /// One transformer block. Autograd flows through x, k, v when they require gradients.
   at::Tensor layer(int index, const at::Tensor& x, std::int64_t first_position = 0,

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <list>
 #include <map>
 #include <set>
 #include <span>
 
+#include "calib/cache_attention.h"
 #include "calib/evaluation_state.h"
 #include "calib/evaluation_statistics.h"
 #include "calib/stored_cache.h"
@@ -21,6 +23,8 @@ namespace kvplan::calib {
 namespace {
 
 constexpr double kFp16Bits = 16;
+/// Windows that pass through the pages of a runtime together.
+constexpr std::size_t kPagedWindows = 8;
 
 /// The fp16 cache is evaluated anyway; a candidate of that name only asks for it again.
 bool is_reference(const Candidate& candidate) {
@@ -69,17 +73,18 @@ void check_arguments(const std::vector<TextWindow>& windows,
 
 /// Stands for everything that the scores depend on.
 std::string inputs_key(const ModelReader& model, const std::vector<TextWindow>& windows,
-                       const std::vector<Pass>& passes, WeightType weights) {
-  std::string text = "scores of kvplan 1\n" + model.path().string() + "\n" +
-                     model.spec().kv_weights_sha256 + "\n" + weight_type_name(weights) + "\n";
+                       const std::vector<Pass>& passes, const EvaluateOptions& options) {
+  std::string text = "scores of kvplan 2\n" + model.path().string() + "\n" +
+                     model.spec().kv_weights_sha256 + "\n" + weight_type_name(options.weights) +
+                     (options.device == Device::kCuda ? " cuda\n" : " cpu\n");
   for (const TextWindow& window : windows)
     text +=
         std::to_string(window.index) + " " + sha256(std::as_bytes(std::span(window.tokens))) + "\n";
   std::map<const Candidate*, std::string> plan_hashes;
   for (const Pass& pass : passes) {
-    auto& hash = plan_hashes[pass.candidate];
-    if (hash.empty()) hash = sha256(plan_json(*pass.candidate->bundle));
-    text += pass.mode + " " + hash + "\n";
+    auto& hash = plan_hashes[pass.what.candidate];
+    if (hash.empty()) hash = sha256(plan_json(*pass.what.candidate->bundle));
+    text += pass.what.mode + " " + pass.what.runtime->name + " " + hash + "\n";
   }
   return sha256(text);
 }
@@ -98,23 +103,30 @@ PassScores reference_scores(const EvaluationState& state) {
   return scores;
 }
 
-using Caches = std::map<const Candidate*, StoredCache>;  // one per plan, whatever the modes
+/// Every candidate's caches: one simulation whatever the modes, pages for each other runtime.
+struct Caches {
+  std::map<const Candidate*, StoredCache> simulated;
+  std::list<CacheAttention> paged;
+};
 
-Caches make_caches(const ModelReader& model, const std::vector<Candidate>& candidates) {
-  Caches caches;
-  for (const Candidate& candidate : candidates)
-    if (!is_reference(candidate))
-      caches.try_emplace(&candidate, *candidate.bundle, model.config(), at::get_num_threads());
-  return caches;
-}
-
-std::vector<Pass> make_passes(const std::vector<Candidate>& candidates,
-                              const std::vector<std::string>& modes, const Caches& caches) {
+std::vector<Pass> make_passes(const ModelReader& model, const std::vector<TextWindow>& windows,
+                              const std::vector<Candidate>& candidates,
+                              const EvaluateOptions& options, Caches& caches) {
   std::vector<Pass> passes;
-  for (const std::string& mode : modes)
-    for (const Candidate& candidate : candidates)
-      if (const auto cache = caches.find(&candidate); cache != caches.end())
-        passes.push_back({&candidate, mode, &cache->second});
+  for (const EvaluationPass& what : evaluation_passes(candidates, options.modes)) {
+    const PlanBundle& bundle = *what.candidate->bundle;
+    Pass& pass = passes.emplace_back(what);
+    if (what.runtime->make_cache) {
+      pass.paged = &caches.paged.emplace_back(
+          *what.runtime, bundle, model.config(),
+          static_cast<int>(std::min(kPagedWindows, windows.size())), options.window);
+    } else {
+      pass.simulated =
+          &caches.simulated
+               .try_emplace(what.candidate, bundle, model.config(), at::get_num_threads())
+               .first->second;
+    }
+  }
   return passes;
 }
 
@@ -124,25 +136,27 @@ EvaluationState score_windows(const ModelReader& model, const std::vector<TextWi
                               const RunControl& control) {
   EvaluationState state(passes.size(), scored_range(options.window).count);
   const bool resumable = !options.partial_file.empty();
-  const std::string key = resumable ? inputs_key(model, windows, passes, options.weights) : "";
+  const std::string key = resumable ? inputs_key(model, windows, passes, options) : "";
   if (resumable) resume_state(state, key, options.partial_file);
   const auto window_count = static_cast<std::int64_t>(windows.size());
   if (state.windows() == window_count) return state;
 
-  const WindowScorer scorer(model, passes, options.window, options.weights);
+  const WindowScorer scorer(model, passes, options);
+  const bool paged = std::any_of(passes.begin(), passes.end(),
+                                 [](const Pass& pass) { return pass.paged != nullptr; });
   const auto passes_per_window = static_cast<std::int64_t>(passes.size()) + 1;  // and the reference
   std::int64_t done = state.windows() * passes_per_window;
   int signal = 0;
-  const auto go_on = [&] {
-    control.report({"validate", ++done, window_count * passes_per_window, "passes"});
+  const auto go_on = [&](std::int64_t more) {
+    control.report({"validate", done += more, window_count * passes_per_window, "passes"});
     signal = control.stopping();
     return signal == 0;
   };
   while (state.windows() < window_count) {
-    if (scorer.score(windows[static_cast<std::size_t>(state.windows())], state, go_on)) {
-      if (resumable) save_state(state, key, options.partial_file);
-      go_on();
-    }
+    const auto left = std::span(windows).subspan(static_cast<std::size_t>(state.windows()));
+    if (scorer.score(left.first(paged ? std::min(kPagedWindows, left.size()) : 1), state, go_on) &&
+        resumable)
+      save_state(state, key, options.partial_file);
     if (signal != 0 && state.windows() < window_count)
       throw InterruptedError(
           signal, "validation stopped after " + std::to_string(state.windows()) + " of " +
@@ -153,6 +167,24 @@ EvaluationState score_windows(const ModelReader& model, const std::vector<TextWi
 }
 
 }  // namespace
+
+std::vector<EvaluationPass> evaluation_passes(const std::vector<Candidate>& candidates,
+                                              const std::vector<std::string>& modes) {
+  static const CacheRuntime kSimulated{kSimulation, nullptr};
+  std::vector<EvaluationPass> passes;
+  for (const std::string& mode : modes) {
+    for (const Candidate& candidate : candidates) {
+      if (is_reference(candidate)) continue;
+      if (mode == "decode") {
+        for (const CacheRuntime& runtime : candidate.runtimes)
+          passes.push_back({&candidate, mode, &runtime});
+      } else {
+        passes.push_back({&candidate, mode, &kSimulated});
+      }
+    }
+  }
+  return passes;
+}
 
 CandidateResult summarise(const PassScores& scores, const TokenScores& reference_nll,
                           const PassScores* plan, const EvaluateOptions& options) {
@@ -187,9 +219,9 @@ EvaluationState score_tokens(const ModelReader& model, const std::vector<TextWin
   check_arguments(windows, candidates, options);
   const at::NoGradGuard no_grad;
   if (options.threads > 0) at::set_num_threads(options.threads);
-  const Caches caches = make_caches(model, candidates);
-  return score_windows(model, windows, make_passes(candidates, options.modes, caches), options,
-                       control);
+  Caches caches;
+  return score_windows(model, windows, make_passes(model, windows, candidates, options, caches),
+                       options, control);
 }
 
 Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& windows,
@@ -199,8 +231,8 @@ Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& win
   const at::NoGradGuard no_grad;
   if (options.threads > 0) at::set_num_threads(options.threads);
 
-  const Caches caches = make_caches(model, candidates);
-  const std::vector<Pass> passes = make_passes(candidates, options.modes, caches);
+  Caches caches;
+  const std::vector<Pass> passes = make_passes(model, windows, candidates, options, caches);
   const EvaluationState state = score_windows(model, windows, passes, options, control);
   const PassScores reference = reference_scores(state);
 
@@ -211,23 +243,30 @@ Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& win
   validation.first_scored = static_cast<int>(range.first);
   validation.scored_tokens = state.windows() * range.count;
   for (const std::string& mode : options.modes) {
-    const auto scores_of = [&](const std::string& name) -> const PassScores* {
-      for (std::size_t i = 0; i < passes.size(); ++i)
-        if (passes[i].mode == mode && passes[i].candidate->name == name) return &state.passes[i];
-      return &reference;
-    };
-    const PassScores* plan = options.plan_name.empty() ? nullptr : scores_of(options.plan_name);
-    const auto add = [&](const std::string& name, const PlanBundle* bundle) {
-      CandidateResult result = summarise(*scores_of(name), state.reference_nll, plan, options);
+    const auto plan_pass = std::find_if(passes.begin(), passes.end(), [&](const Pass& pass) {
+      return pass.what.mode == mode && pass.what.candidate->name == options.plan_name;
+    });
+    const PassScores* plan =
+        plan_pass != passes.end()
+            ? &state.passes[static_cast<std::size_t>(plan_pass - passes.begin())]
+        : options.plan_name.empty() ? nullptr
+                                    : &reference;
+    const auto add = [&](const std::string& name, const std::string& runtime,
+                         const PassScores& scores, const PlanBundle* bundle) {
+      CandidateResult result = summarise(scores, state.reference_nll, plan, options);
       result.name = name;
       result.mode = mode;
+      result.runtime = runtime;
       result.effective_bits = bundle ? quant::measured_effective_bits(*bundle) : kFp16Bits;
       if (bundle && bundle->plan.predicted_kl > 0) result.predicted_kl = bundle->plan.predicted_kl;
       validation.candidates.push_back(std::move(result));
     };
-    add(kReferenceName, nullptr);
-    for (const Candidate& candidate : candidates)
-      if (candidate.name != kReferenceName) add(candidate.name, candidate.bundle);
+    add(kReferenceName, kSimulation, reference, nullptr);
+    for (std::size_t i = 0; i < passes.size(); ++i) {
+      const EvaluationPass& what = passes[i].what;
+      if (what.mode == mode)
+        add(what.candidate->name, what.runtime->name, state.passes[i], what.candidate->bundle);
+    }
   }
   return validation;
 }

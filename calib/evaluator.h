@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "calib/cache_runtime.h"
 #include "calib/evaluation_state.h"
 #include "calib/model.h"
 #include "calib/text.h"
@@ -14,9 +15,15 @@
 
 namespace kvplan::calib {
 
+/// Round trips through the codecs where the other runtimes keep packed pages.
+inline constexpr const char* kSimulation = "cpu";
+
 struct Candidate {
   std::string name;
   const PlanBundle* bundle = nullptr;  // null: fp16 (always evaluated as the reference anyway)
+  // Mode decode runs through each; one without make_cache is the simulation, which mode worst takes
+  // in any case.
+  std::vector<CacheRuntime> runtimes = {{kSimulation, nullptr}};
 };
 
 struct EvaluateOptions {
@@ -26,6 +33,7 @@ struct EvaluateOptions {
   std::vector<std::string> modes = {"worst"};
   int threads = 0;
   WeightType weights = WeightType::kFloat32;
+  Device device = Device::kCpu;
   std::uint64_t bootstrap_seed = 0;
   int bootstrap_samples = 2000;
   std::string plan_name;  // candidate that kl_minus_plan is paired with
@@ -33,23 +41,36 @@ struct EvaluateOptions {
   std::filesystem::path partial_file;
 };
 
-/// Per-token scores without the summary: state.passes in the order of the candidates that have a
-/// bundle of another codec than fp16, mode by mode. Errors, progress and resumption as in evaluate.
+/// One candidate in one mode through one runtime.
+struct EvaluationPass {
+  const Candidate* candidate = nullptr;
+  std::string mode;
+  const CacheRuntime* runtime = nullptr;
+};
+
+/// What is evaluated beside the reference: mode by mode, the candidates that have a bundle and
+/// another name than fp16. The result borrows `candidates`.
+std::vector<EvaluationPass> evaluation_passes(const std::vector<Candidate>& candidates,
+                                              const std::vector<std::string>& modes);
+
+/// Per-token scores without the summary: state.passes in the order of evaluation_passes. Errors,
+/// progress and resumption as in evaluate.
 EvaluationState score_tokens(const ModelReader& model, const std::vector<TextWindow>& windows,
                              const std::vector<Candidate>& candidates,
                              const EvaluateOptions& options, const RunControl& control);
 
 /// The figures of one candidate from its scores; `plan`: scores that kl_minus_plan is paired with,
-/// or null. Name, mode, bits and prediction stay empty.
+/// or null. Name, mode, runtime, bits and prediction stay as they are.
 CandidateResult summarise(const PassScores& scores, const TokenScores& reference_nll,
                           const PassScores* plan, const EvaluateOptions& options);
 
 /// Positions window/4 .. window-2 of each window are scored (quantization.md section 4). Fills
-/// candidates (by mode, "fp16" first in each), scored_tokens, window, windows, first_scored of the
-/// result. A partial file of other inputs is overwritten. Progress counts forward passes.
-/// InterruptedError when control.stopping(), finished windows saved; InputError: NaN or Inf in a
-/// forward pass (window, candidate), damaged partial file; ArgumentError: a plan for another
-/// geometry, windows of other lengths, ids outside the vocabulary.
+/// candidates (by mode, "fp16" first in each, then evaluation_passes), scored_tokens, window,
+/// windows, first_scored of the result. A partial file of other inputs is overwritten. Progress
+/// counts forward passes. InterruptedError when control.stopping(), finished windows saved;
+/// InputError: NaN or Inf in a forward pass (window, candidate), damaged partial file;
+/// ArgumentError: a plan for another geometry, windows of other lengths, ids outside the
+/// vocabulary.
 Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& windows,
                     const std::vector<Candidate>& candidates, const EvaluateOptions& options,
                     const RunControl& control);

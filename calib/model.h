@@ -56,6 +56,9 @@ enum class WeightType { kFloat32, kBFloat16, kFloat16 };
 /// "fp32", "bf16" or "fp16", as on the command line.
 const char* weight_type_name(WeightType type);
 
+/// Where the forward pass runs.
+enum class Device { kCpu, kCuda };
+
 /// Opens a .gguf file or a folder with config.json. All shapes are checked against the
 /// configuration before this returns. InputError: missing or truncated file, unsupported
 /// architecture, tensor type or feature (by name), wrong shape.

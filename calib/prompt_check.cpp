@@ -48,8 +48,9 @@ std::vector<PromptScores> score_prompt(const TaskModel& runner, const PromptSet&
   const std::size_t prompt_tokens = tokens.size();
   Generator generator(runner.decoder(), nullptr,
                       static_cast<std::int64_t>(prompt_tokens) + set.source.max_tokens);
-  const auto continuation = continue_greedily(generator, prompt.tokens, set.source.max_tokens,
-                                              set.stop_token, [&] { progress.check_stop(); });
+  const auto continuation =
+      continue_greedily(generator, prompt.tokens, set.source.max_tokens, {&set.stop_token, 1},
+                        {[&] { progress.check_stop(); }, {}});
   continuation_tokens = static_cast<std::int64_t>(continuation.size());
   tokens.insert(tokens.end(), continuation.begin(), continuation.end() - 1);
   const auto log_p = runner.log_probabilities(tokens, static_cast<std::int64_t>(prompt_tokens) - 1,

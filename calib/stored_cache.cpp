@@ -62,13 +62,17 @@ void store_as_fp16(LayerKv& kv) {
   kv.v = round_to_fp16(kv.v);
 }
 
+void require_geometry(const ModelSpec& plan_model, const ModelConfig& config) {
+  require_equal("layers", plan_model.num_layers, config.num_layers);
+  require_equal("KV heads", plan_model.kv_heads, config.kv_heads);
+  require_equal("channels per head", plan_model.head_dim, config.head_dim);
+}
+
 StoredCache::StoredCache(const PlanBundle& bundle, const ModelConfig& config, int threads)
     : sink_tokens_(bundle.plan.sink_tokens),
       page_tokens_(bundle.plan.page_tokens),
       threads_(threads) {
-  require_equal("layers", bundle.plan.model.num_layers, config.num_layers);
-  require_equal("KV heads", bundle.plan.model.kv_heads, config.kv_heads);
-  require_equal("channels per head", bundle.plan.model.head_dim, config.head_dim);
+  require_geometry(bundle.plan.model, config);
   for (int l = 0; l < config.num_layers; ++l) {
     codecs_.push_back(
         {quant::make_codec(bundle, l, Side::kKey), quant::make_codec(bundle, l, Side::kValue)});
@@ -84,7 +88,7 @@ StoredCache::StoredCache(const PlanBundle& bundle, const ModelConfig& config, in
 at::Tensor StoredCache::read_back(int layer, Side side, const at::Tensor& x,
                                   std::int64_t first_position) const {
   // Codecs take [tokens, kv_heads, head_dim].
-  const at::Tensor rows = round_to_fp16(x).squeeze(0).transpose(0, 1).contiguous();
+  const at::Tensor rows = round_to_fp16(x).squeeze(0).transpose(0, 1).to(at::kCPU).contiguous();
   const std::int64_t tokens = rows.size(0),
                      sinks = std::clamp<std::int64_t>(sink_tokens_ - first_position, 0, tokens);
   at::Tensor read = at::empty_like(rows);
@@ -98,7 +102,7 @@ at::Tensor StoredCache::read_back(int layer, Side side, const at::Tensor& x,
   round_trip_parallel(
       codec, {tokens - sinks, static_cast<int>(rows.size(1)), static_cast<int>(rows.size(2))},
       first_position + sinks, in.subspan(offset), out.subspan(offset), threads_);
-  return read.transpose(0, 1).unsqueeze(0);
+  return read.transpose(0, 1).unsqueeze(0).to(x.device());
 }
 
 at::Tensor StoredCache::hidden_worst(const Decoder& decoder, const at::Tensor& ids) const {

@@ -19,6 +19,10 @@ at::Tensor round_to_fp16(const at::Tensor& x);
 /// The fp16 cache: what every plan is compared with.
 void store_as_fp16(LayerKv& kv);
 
+/// ArgumentError when a plan's model has another number of layers, KV heads or channels than
+/// `config`.
+void require_geometry(const ModelSpec& plan_model, const ModelConfig& config);
+
 /// The codecs of a plan, made once.
 class StoredCache {
  public:

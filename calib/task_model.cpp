@@ -19,7 +19,7 @@ at::Tensor id_tensor(std::span<const std::int32_t> tokens) {
 
 TaskModel::TaskModel(const ModelReader& model, const std::vector<Candidate>& candidates,
                      const EvaluateOptions& options)
-    : path_(model.path().string()), decoder_(model, options.weights) {
+    : path_(model.path().string()), decoder_(model, options.weights, options.device) {
   if (options.threads > 0) at::set_num_threads(options.threads);
   std::vector<TaskPass> stored;
   for (const Candidate& candidate : candidates) {
@@ -44,7 +44,7 @@ std::vector<at::Tensor> TaskModel::log_probabilities(
                               : pass.mode == "decode" ? pass.cache->hidden_decode(decoder_, ids)
                                                       : pass.cache->hidden_worst(decoder_, ids);
     const at::Tensor log_p = decoder_.head(hidden[0].narrow(0, first, ids.size(1) - first))
-                                 .to(at::kDouble)
+                                 .to(at::kCPU, at::kDouble)
                                  .log_softmax(-1);
     if (!log_p.isfinite().all().item<bool>())
       throw InputError(path_, where,

@@ -54,12 +54,15 @@ std::vector<TextResult> results_by_text(const EvaluationState& state,
       results.push_back(std::move(result));
     }
   };
-  auto scores = state.passes.begin();
+  const auto passes = evaluation_passes(candidates, options.modes);
   for (const std::string& mode : options.modes) {
     add(kReferenceName, mode, nullptr);
-    for (const Candidate& candidate : candidates)
-      if (candidate.bundle && candidate.name != kReferenceName)
-        add(candidate.name, mode, &*scores++);
+    const Candidate* added = nullptr;  // its runtimes follow each other; the first stands for all
+    for (std::size_t i = 0; i < passes.size(); ++i) {
+      if (passes[i].mode != mode || passes[i].candidate == added) continue;
+      added = passes[i].candidate;
+      add(added->name, mode, &state.passes[i]);
+    }
   }
   return results;
 }

@@ -1,11 +1,12 @@
 #include "calib/window_scorer.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
 
+#include "calib/task_model.h"
 #include "schemas/error.h"
 
 namespace kvplan::calib {
@@ -14,10 +15,11 @@ namespace {
 /// Logits held at a time: 16 MiB each of reference and candidate.
 constexpr std::int64_t kLogitsPerChunk = std::int64_t{1} << 22;
 
-at::Tensor token_ids(const TextWindow& window) {
-  return at::from_blob(const_cast<std::int32_t*>(window.tokens.data()),
-                       {1, static_cast<std::int64_t>(window.tokens.size())}, at::kInt)
-      .to(at::kLong);
+/// [windows, tokens] int64.
+at::Tensor token_ids(std::span<const TextWindow> windows) {
+  std::vector<at::Tensor> rows;
+  for (const TextWindow& window : windows) rows.push_back(id_tensor(window.tokens));
+  return at::cat(rows);
 }
 
 void append(TokenScores& scores, const at::Tensor& row) {
@@ -28,35 +30,58 @@ void append(TokenScores& scores, const at::Tensor& row) {
 
 ScoredRange scored_range(int window) { return {window / 4, window - 1 - window / 4}; }
 
-WindowScorer::WindowScorer(const ModelReader& model, const std::vector<Pass>& passes, int window,
-                           WeightType weights)
+WindowScorer::WindowScorer(const ModelReader& model, const std::vector<Pass>& passes,
+                           const EvaluateOptions& options)
     : path_(model.path().string()),
-      decoder_(model, weights),
+      decoder_(model, options.weights, options.device),
       passes_(passes),
-      range_(scored_range(window)),
+      range_(scored_range(options.window)),
       chunk_rows_(
           std::clamp<std::int64_t>(kLogitsPerChunk / model.config().vocab_size, 1, range_.count)) {}
 
-bool WindowScorer::score(const TextWindow& window, EvaluationState& state,
-                         const std::function<bool()>& go_on) const {
-  const at::Tensor ids = token_ids(window);
-  const at::Tensor reference = scored_rows(decoder_.hidden(ids, store_as_fp16));
-  require_finite(reference, window, kReferenceName);
-  std::vector<at::Tensor> hidden;
-  for (const Pass& pass : passes_) {
-    if (!go_on()) return false;
-    hidden.push_back(scored_rows(pass.mode == "decode" ? pass.cache->hidden_decode(decoder_, ids)
-                                                       : pass.cache->hidden_worst(decoder_, ids)));
-    require_finite(hidden.back(), window, pass.candidate->name);
+bool WindowScorer::score(std::span<const TextWindow> windows, EvaluationState& state,
+                         const std::function<bool(std::int64_t)>& go_on) const {
+  const at::Tensor ids = token_ids(windows);
+  const auto count = static_cast<std::int64_t>(windows.size());
+  const auto window_ids = [&](std::int64_t w) { return ids.narrow(0, w, 1); };
+  std::int64_t left = count * (static_cast<std::int64_t>(passes_.size()) + 1);
+  const auto told = [&](std::int64_t done) {
+    left -= done;
+    return go_on(done) || left == 0;
+  };
+
+  std::vector<at::Tensor> reference;
+  for (std::int64_t w = 0; w < count; ++w) {
+    reference.push_back(scored_rows(decoder_.hidden(window_ids(w), store_as_fp16), 0));
+    require_finite(reference.back(), windows[static_cast<std::size_t>(w)], kReferenceName);
+    if (!told(1)) return false;
   }
-  compare(reference, hidden, ids.squeeze(0).narrow(0, range_.first + 1, range_.count), window,
-          state);
+  std::vector<std::vector<at::Tensor>> hidden(windows.size());  // [window][pass]
+  for (const Pass& pass : passes_) {
+    const at::Tensor together = pass.paged ? pass.paged->hidden(decoder_, ids) : at::Tensor();
+    for (std::int64_t w = 0; w < count; ++w) {
+      const auto index = static_cast<std::size_t>(w);
+      hidden[index].push_back(
+          pass.paged ? scored_rows(together, w)
+                     : scored_rows(pass.what.mode == "decode"
+                                       ? pass.simulated->hidden_decode(decoder_, window_ids(w))
+                                       : pass.simulated->hidden_worst(decoder_, window_ids(w)),
+                                   0));
+      require_finite(hidden[index].back(), windows[index], pass.what.candidate->name);
+      if (!told(1)) return false;
+    }
+  }
+  for (std::int64_t w = 0; w < count; ++w) {
+    const auto index = static_cast<std::size_t>(w);
+    const at::Tensor labels = ids[w].narrow(0, range_.first + 1, range_.count);
+    compare(reference[index], hidden[index], labels.to(decoder_.device()), windows[index], state);
+  }
   return true;
 }
 
-/// [1, tokens, hidden] -> [scored, hidden], without keeping the rest alive.
-at::Tensor WindowScorer::scored_rows(const at::Tensor& hidden) const {
-  return hidden.squeeze(0).narrow(0, range_.first, range_.count).clone();
+/// [sequences, tokens, hidden] -> [scored, hidden] of one, without keeping the rest alive.
+at::Tensor WindowScorer::scored_rows(const at::Tensor& hidden, std::int64_t sequence) const {
+  return hidden[sequence].narrow(0, range_.first, range_.count).clone();
 }
 
 void WindowScorer::require_finite(const at::Tensor& x, const TextWindow& window,
@@ -98,7 +123,7 @@ void WindowScorer::compare(const at::Tensor& reference, const std::vector<at::Te
 
   require_finite(reference_nll, window, kReferenceName);
   for (std::size_t i = 0; i < found.size(); ++i)
-    require_finite(found[i].kl + found[i].nll, window, passes_[i].candidate->name);
+    require_finite(found[i].kl + found[i].nll, window, passes_[i].what.candidate->name);
   append(state.reference_nll, reference_nll);
   for (std::size_t i = 0; i < found.size(); ++i) {
     append(state.passes[i].kl, found[i].kl);

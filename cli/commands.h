@@ -14,6 +14,8 @@ void add_inspect(CLI::App& app, GlobalOptions& global, Action& action);
 void add_profile(CLI::App& app, GlobalOptions& global, Action& action);
 void add_merge(CLI::App& app, GlobalOptions& global, Action& action);
 void add_plan(CLI::App& app, GlobalOptions& global, Action& action);
+void add_generate(CLI::App& app, GlobalOptions& global, Action& action);
+void add_size(CLI::App& app, GlobalOptions& global, Action& action);
 void add_validate(CLI::App& app, GlobalOptions& global, Action& action);
 void add_compare(CLI::App& app, GlobalOptions& global, Action& action);
 void add_sweep(CLI::App& app, GlobalOptions& global, Action& action);

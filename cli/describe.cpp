@@ -245,8 +245,8 @@ std::string describe(const Validation& v, bool markdown) {
   TextTable t({"candidate", "mode", "bits", "perplexity", "rise", "rise 95 %", "KL", "± s.e.",
                "p95", "p99", "max", "CVaR95", "same top-1", "predicted KL"});
   for (const auto& c : v.candidates) {
-    t.add_row({c.name, c.mode, fixed(c.effective_bits, 3), fixed(c.perplexity, 3),
-               percent(c.perplexity_rise, 2),
+    t.add_row({c.name, c.runtime == "cpu" ? c.mode : c.mode + ", " + c.runtime,
+               fixed(c.effective_bits, 3), fixed(c.perplexity, 3), percent(c.perplexity_rise, 2),
                percent(c.perplexity_rise_interval.low, 2) + " .. " +
                    percent(c.perplexity_rise_interval.high, 2),
                significant(c.kl.mean), significant(c.kl.standard_error, 2), significant(c.kl.p95),

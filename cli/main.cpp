@@ -37,8 +37,9 @@ int run(const cli::Action& action) {
                 "out of memory; use a smaller --window or --batch, or a machine with more memory");
   } catch (const std::exception& e) {
     // LibTorch reports a failed allocation as a c10::Error, which is known here by its text alone.
-    const bool allocation =
-        std::string_view(e.what()).find("allocate memory") != std::string_view::npos;
+    const std::string_view text = e.what();
+    const bool allocation = text.find("allocate memory") != std::string_view::npos ||
+                            text.find("CUDA out of memory") != std::string_view::npos;
     return fail(allocation ? 5 : 1, e.what());
   }
 }
@@ -50,7 +51,8 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", cli::kProgram);
   app.require_subcommand(1);
   app.fallthrough();
-  app.set_config("--config", "", "Read flags from a TOML file with a section per command, [plan] and so on");
+  app.set_config("--config", "",
+                 "Read flags from a TOML file with a section per command, [plan] and so on");
   app.allow_config_extras(CLI::config_extras_mode::error);
   cli::GlobalOptions global;
   cli::Action action;
@@ -59,6 +61,8 @@ int main(int argc, char** argv) {
   cli::add_merge(app, global, action);
   cli::add_plan(app, global, action);
   cli::add_validate(app, global, action);
+  cli::add_generate(app, global, action);
+  cli::add_size(app, global, action);
   cli::add_compare(app, global, action);
   cli::add_sweep(app, global, action);
   cli::add_study(app, global, action);

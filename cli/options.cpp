@@ -51,6 +51,29 @@ void add_global_options(CLI::App& command, GlobalOptions& o) {
       ->group("Everywhere");
 }
 
+void add_dtype_option(CLI::App& command, calib::WeightType& weights) {
+  std::map<std::string, calib::WeightType> types;
+  for (const auto type :
+       {calib::WeightType::kFloat32, calib::WeightType::kBFloat16, calib::WeightType::kFloat16}) {
+    types[calib::weight_type_name(type)] = type;
+  }
+  command
+      .add_option("--dtype", weights,
+                  "Layer matrices in memory: fp32, bf16 or fp16; arithmetic is fp32")
+      ->transform(CLI::CheckedTransformer(types))
+      ->default_str("fp32");
+}
+
+void add_device_option(CLI::App& command, calib::Device& device) {
+  const std::map<std::string, calib::Device> devices = {{"cpu", calib::Device::kCpu},
+                                                        {"cuda", calib::Device::kCuda}};
+  command
+      .add_option("--device", device,
+                  "Where LibTorch holds the weights and does its part: cpu or cuda")
+      ->transform(CLI::CheckedTransformer(devices))
+      ->default_str("cpu");
+}
+
 void add_model_text_options(CLI::App& command, ModelTextOptions& o, bool required) {
   command.add_option("--model,-m", o.model, "GGUF file, or Hugging Face folder with config.json")
       ->required(required);
@@ -63,16 +86,7 @@ void add_model_text_options(CLI::App& command, ModelTextOptions& o, bool require
   command.add_option("--window", o.window, "Tokens per window")
       ->check(CLI::Range(16, 1 << 20))
       ->capture_default_str();
-  std::map<std::string, calib::WeightType> types;
-  for (const auto type :
-       {calib::WeightType::kFloat32, calib::WeightType::kBFloat16, calib::WeightType::kFloat16}) {
-    types[calib::weight_type_name(type)] = type;
-  }
-  command
-      .add_option("--dtype", o.weights,
-                  "Layer matrices in memory: fp32, bf16 or fp16; arithmetic is fp32")
-      ->transform(CLI::CheckedTransformer(types))
-      ->default_str("fp32");
+  add_dtype_option(command, o.weights);
 }
 
 std::vector<ProfileSource> ModelText::source_infos() const {

@@ -33,6 +33,12 @@ struct ModelTextOptions {
   calib::WeightType weights = calib::WeightType::kFloat32;
 };
 
+/// --dtype.
+void add_dtype_option(CLI::App& command, calib::WeightType& weights);
+
+/// --device cpu|cuda.
+void add_device_option(CLI::App& command, calib::Device& device);
+
 void add_model_text_options(CLI::App& command, ModelTextOptions& options, bool required = true);
 
 /// A model with its text cut into windows.

@@ -1,4 +1,4 @@
-#include <fstream>
+#include <algorithm>
 #include <iostream>
 #include <optional>
 
@@ -9,6 +9,7 @@
 #include "calib/text_results.h"
 #include "cli/commands.h"
 #include "cli/describe.h"
+#include "cli/runtimes.h"
 #include "quant/baselines.h"
 #include "schemas/error.h"
 
@@ -18,7 +19,8 @@ namespace {
 struct ValidateFlags {
   ModelTextOptions input;
   std::vector<std::filesystem::path> plans;
-  std::string baselines = "nearest", modes = "worst", gate;
+  std::string baselines = "nearest", modes = "worst", runtimes = calib::kSimulation, gate;
+  calib::Device device = calib::Device::kCpu;
   std::int64_t windows = 24;
   std::filesystem::path out;
   bool passkey = false;
@@ -45,6 +47,31 @@ void require_held_out(const PlanBundle& bundle, const ModelText& input,
       }
     }
   }
+}
+
+/// What the plans run through in mode decode.
+std::vector<calib::CacheRuntime> parse_runtimes(const ValidateFlags& flags) {
+  std::vector<calib::CacheRuntime> runtimes;
+  for (const std::string& name : split_list(flags.runtimes)) {
+    for (const auto& other : runtimes)
+      if (other.name == name) throw ArgumentError("--runtime: " + name + " is named twice");
+    if (name == calib::kSimulation) {
+      runtimes.push_back({name, nullptr});
+    } else if (name == "reference") {
+      runtimes.push_back(calib::reference_runtime(name));
+    } else if (name == "cuda") {
+      runtimes.push_back(cuda_runtime());
+    } else {
+      throw ArgumentError(
+          "--runtime: expected cpu, reference or cuda, separated by commas; found '" + name + "'");
+    }
+  }
+  if (runtimes.empty()) throw ArgumentError("--runtime: expected cpu, reference or cuda");
+  const auto modes = split_list(flags.modes);
+  if (flags.runtimes != calib::kSimulation && std::ranges::find(modes, "decode") == modes.end())
+    throw ArgumentError("--runtime " + flags.runtimes +
+                        " keeps full pages packed, which is mode decode: add --mode decode");
+  return runtimes;
 }
 
 /// Everything that the checks beside perplexity need, made before any weight is read.
@@ -118,6 +145,7 @@ void add_prompt_options(CLI::App& command, ValidateFlags& f) {
 
 int run(const ValidateFlags& flags, const GlobalOptions& global) {
   const auto gates = calib::parse_gates(flags.gate);
+  const auto runtimes = parse_runtimes(flags);
   const auto out = flags.out.empty() ? flags.plans.front() / "validation.json" : flags.out;
   require_absent(out, global);
   std::vector<PlanBundle> bundles;
@@ -128,7 +156,7 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
     require_same_model(bundles[i].plan.model, input.model->spec(), flags.plans[i].string(),
                        flags.allow_other_weights);
     if (!flags.allow_calibration_text) require_held_out(bundles[i], input, flags.plans[i]);
-    candidates.push_back({i == 0 ? "plan" : flags.plans[i].filename().string(), nullptr});
+    candidates.push_back({i == 0 ? "plan" : flags.plans[i].filename().string(), nullptr, runtimes});
   }
   const Plan plan = bundles.front().plan;
   const auto names = flags.baselines == "nearest"
@@ -155,6 +183,7 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
   options.modes = split_list(flags.modes);
   options.threads = global.threads;
   options.weights = flags.input.weights;
+  options.device = flags.device;
   options.bootstrap_seed = global.seed;
   options.plan_name = "plan";
   options.partial_file = out.string() + ".partial";
@@ -165,6 +194,7 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
   validation.model_sha256 = input.model->spec().kv_weights_sha256;
   validation.part_begin = input.part_begin;
   validation.part_end = input.part_end;
+  validation.runtime = flags.runtimes;
   validation.program = kProgram;
   validation.seed = global.seed;
   for (const auto& source : input.sources) {
@@ -224,6 +254,13 @@ void add_validate(CLI::App& app, GlobalOptions& global, Action& action) {
           "worst (every vector quantised as produced), decode (last open page fp16), or both")
       ->check(CLI::IsMember({"worst", "decode", "worst,decode"}))
       ->capture_default_str();
+  command
+      ->add_option(
+          "--runtime", f->runtimes,
+          "What the plans run through in mode decode: cpu (round trips through the codecs), "
+          "reference (packed pages on the CPU), cuda (the GPU), or several with commas")
+      ->capture_default_str();
+  add_device_option(*command, f->device);
   command->add_option("--gate", f->gate,
                       "Fail with exit code 6 unless, for example, 'kl<=.05,ppl_rise<=.03'");
   add_passkey_options(*command, *f);

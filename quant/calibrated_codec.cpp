@@ -4,7 +4,7 @@
 #include <string>
 
 #include "quant/codebook.h"
-#include "quant/transform_codec.h"
+#include "quant/transform_spec.h"
 #include "quant/trellis.h"
 #include "schemas/error.h"
 
@@ -53,7 +53,7 @@ CodeRun make_trellis_run(const PlanTensors& tensors, int width, int begin) {
 
 }  // namespace
 
-std::unique_ptr<Codec> make_calibrated_codec(const PlanBundle& bundle, int layer, Side side) {
+TransformCodecSpec calibrated_spec(const PlanBundle& bundle, int layer, Side side) {
   const SidePlan& plan = side_plan(bundle, layer, side);
   const ModelSpec& model = bundle.plan.model;
   const int d = model.head_dim, group_size = bundle.plan.group_size;
@@ -111,7 +111,11 @@ std::unique_ptr<Codec> make_calibrated_codec(const PlanBundle& bundle, int layer
     head.weight.assign(weights.begin(), weights.end());
   }
   spec.mean = side_mean(bundle, layer, side);
-  return make_transform_codec(std::move(spec));
+  return spec;
+}
+
+std::unique_ptr<Codec> make_calibrated_codec(const PlanBundle& bundle, int layer, Side side) {
+  return make_transform_codec(calibrated_spec(bundle, layer, side));
 }
 
 }  // namespace kvplan::quant

@@ -18,6 +18,12 @@ struct KvShape {
   std::int64_t elements() const { return tokens * kv_heads * head_dim; }
 };
 
+/// What a codec was built for.
+struct HeadGeometry {
+  int kv_heads = 0;
+  int head_dim = 0;
+};
+
 /// Immutable, thread-safe. Linear form: token, then KV head; per head norm, outlier scale and codes
 /// if any, codes in storage order, lowest bit first, each head on a byte boundary
 /// (docs/formats/packing.md). Sinks and fp16 windows are the caller's.

@@ -11,12 +11,6 @@
 
 namespace kvplan::quant {
 
-/// What a codec was built for.
-struct HeadGeometry {
-  int kv_heads = 0;
-  int head_dim = 0;
-};
-
 /// ArgumentError for other heads or head_dim, or a token count or position outside 0..2^30.
 void require_shape(const HeadGeometry& geometry, const KvShape& shape,
                    std::int64_t first_position = 0);

@@ -9,7 +9,7 @@
 
 #include "quant/codebook.h"
 #include "quant/rotation.h"
-#include "quant/transform_codec.h"
+#include "quant/transform_spec.h"
 #include "quant/vector_codec.h"
 #include "schemas/error.h"
 
@@ -41,17 +41,20 @@ class RotatedSide {
            plan_.variant.sketch_sides.find(side_name(side_)) != std::string::npos;
   }
 
-  /// Whether TransformCodec can do it.
-  bool plain() const {
+  /// The first field that TransformCodec cannot express, or none.
+  std::optional<std::string> beyond_transform() const {
     const auto all_fp16 = [](const HeadPlan& head) { return head.widths.front() == kFp16Width; };
-    if (std::all_of(heads_.begin(), heads_.end(), all_fp16)) return true;
-    const bool outliers = std::any_of(heads_.begin(), heads_.end(),
-                                      [](const HeadPlan& head) { return !head.outliers.empty(); });
+    if (std::ranges::all_of(heads_, all_fp16)) return std::nullopt;
     const RotatedVariant& variant = plan_.variant;
-    const bool plain_outliers =
-        variant.outlier_code == "absmax" && variant.outlier_bits == kAbsmaxBits;
-    return !polar() && !sketched() && variant.norm_block == 0 && plan_.norm != "fp16_std" &&
-           (!outliers || plain_outliers);
+    if (polar()) return "/code";
+    if (sketched()) return "/variant/sketch";
+    if (variant.norm_block != 0) return "/variant/norm_block";
+    if (plan_.norm == "fp16_std") return "/norm";
+    if (std::ranges::all_of(heads_, [](const HeadPlan& head) { return head.outliers.empty(); }))
+      return std::nullopt;
+    if (variant.outlier_code != "absmax") return "/variant/outlier_code";
+    if (variant.outlier_bits != kAbsmaxBits) return "/variant/outlier_bits";
+    return std::nullopt;
   }
 
   /// Channels of a head that are no outliers, ascending.
@@ -234,22 +237,37 @@ std::unique_ptr<Codec> make_variant_codec(RotatedSide& side, VectorCodecSpec spe
   return make_vector_codec(std::move(spec));
 }
 
+TransformCodecSpec plain_spec(RotatedSide& side, std::optional<RotaryMean> mean) {
+  const Plan& plan = side.plan();
+  TransformCodecSpec spec;
+  spec.geometry = {plan.model.kv_heads, plan.model.head_dim};
+  spec.heads = transform_heads(side);
+  spec.mean = std::move(mean);
+  spec.scale_rule = parse_scale_rule(plan);
+  if (plan.norm != "fp16_std") spec.norm = parse_norm(plan);  // else all are fp16 rows
+  return spec;
+}
+
 }  // namespace
+
+TransformCodecSpec rotated_spec(const PlanBundle& bundle, int layer, Side side) {
+  RotatedSide rotated(bundle, layer, side);
+  if (const auto field = rotated.beyond_transform())
+    rotated.refuse(
+        field->c_str(),
+        "the CUDA runtime and the paged cache hold rotated plans with scalar codes, one "
+        "fp16 or log8 norm per vector, no sketch, and absmax outlier channels at 8 bits");
+  return plain_spec(rotated, side_mean(bundle, layer, side));
+}
 
 std::unique_ptr<Codec> make_rotated_codec(const PlanBundle& bundle, int layer, Side side) {
   RotatedSide rotated(bundle, layer, side);
-  const HeadGeometry geometry{bundle.plan.model.kv_heads, bundle.plan.model.head_dim};
-  const ScaleRule scale_rule = parse_scale_rule(bundle.plan);
+  parse_scale_rule(bundle.plan);  // so that an unknown name is refused also where it has no use
   std::optional<RotaryMean> mean = side_mean(bundle, layer, side);
-  if (!rotated.plain()) return make_variant_codec(rotated, {geometry, {}, std::move(mean)});
-  TransformCodecSpec spec;
-  spec.geometry = geometry;
-  spec.heads = transform_heads(rotated);
-  spec.mean = std::move(mean);
-  spec.scale_rule = scale_rule;
-  if (bundle.plan.norm != "fp16_std")
-    spec.norm = parse_norm(bundle.plan);  // else all are fp16 rows
-  return make_transform_codec(std::move(spec));
+  if (!rotated.beyond_transform())
+    return make_transform_codec(plain_spec(rotated, std::move(mean)));
+  const HeadGeometry geometry{bundle.plan.model.kv_heads, bundle.plan.model.head_dim};
+  return make_variant_codec(rotated, {geometry, {}, std::move(mean)});
 }
 
 }  // namespace kvplan::quant

@@ -1,14 +1,14 @@
 #pragma once
 // The codec of calibrated and rotated plans: a linear transform per head, one norm per vector,
-// scalar or
-// trellis codes. Private to quant.
+// scalar or trellis codes (docs/formats/packing.md). The spec says all that a reader or writer of
+// those bytes needs, so the paged cache and the CUDA runtime are built from it too.
 
 #include <memory>
 #include <optional>
-#include <string>
+#include <span>
 #include <vector>
 
-#include "quant/codec_checks.h"
+#include "quant/codec.h"
 #include "quant/rotary_mean.h"
 
 namespace kvplan::quant {
@@ -46,15 +46,17 @@ struct TransformCodecSpec {
   NormFormat norm = NormFormat::kLog8;
 };
 
+/// The spec of one layer and side of a plan whose codec is calibrated, rotated or fp16 with scalar
+/// codes. InputError, naming the field, for everything that only other codecs can express: trellis
+/// and polar codes, sketches, norms of blocks, norm fp16_std, outlier channels other than absmax at
+/// 8 bits, KIVI, integers and block formats.
+TransformCodecSpec transform_spec(const PlanBundle& bundle, int layer, Side side);
+
 std::unique_ptr<Codec> make_transform_codec(TransformCodecSpec spec);
 
-/// The options that both families read from a plan. InputError for unknown names.
-ScaleRule parse_scale_rule(const Plan& plan);
-NormFormat parse_norm(const Plan& plan);
-/// The mean of a side if the plan centres; InputError when its tensors are missing or have other
-/// shapes.
-std::optional<RotaryMean> side_mean(const PlanBundle& bundle, int layer, Side side);
-/// All widths of a head kFp16Width; InputError when only some are, or one is outside 0..8.
-bool is_fp16_head(const HeadPlan& head, const std::string& pointer);
+/// Norm format log8: meaning 2^(q/32) of q = -128..127 at index q + 128, and the boundaries
+/// 2^((q + 1/2)/32) between neighbours; a norm on a boundary takes the lower q.
+std::span<const float, 256> log8_values();
+std::span<const double, 255> log8_boundaries();
 
 }  // namespace kvplan::quant

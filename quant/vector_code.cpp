@@ -5,6 +5,7 @@
 #include <numbers>
 #include <numeric>
 
+#include "quant/codec_checks.h"
 #include "quant/linalg.h"
 #include "quant/packing.h"
 #include "quant/portable_math.h"

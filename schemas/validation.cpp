@@ -89,6 +89,7 @@ json candidate_to_json(const CandidateResult& candidate) {
   const KlStatistics& kl = candidate.kl;
   return {{"name", candidate.name},
           {"mode", candidate.mode},
+          {"runtime", candidate.runtime},
           {"effective_bits", candidate.effective_bits},
           {"perplexity", candidate.perplexity},
           {"perplexity_rise", candidate.perplexity_rise},
@@ -169,6 +170,7 @@ CandidateResult candidate_from_json(JsonObject object) {
   CandidateResult candidate;
   candidate.name = object.text("name");
   candidate.mode = object.choice("mode", kModes);
+  candidate.runtime = object.text("runtime");
   candidate.effective_bits = object.number("effective_bits", 0, kMaxEffectiveBits);
   candidate.perplexity = object.number("perplexity", 0);
   candidate.perplexity_rise = object.number("perplexity_rise", -1);

@@ -24,8 +24,9 @@ struct Interval {
 };
 
 struct CandidateResult {
-  std::string name;           // "fp16", "plan", "q4_0", "turboquant:3"
-  std::string mode;           // "worst" or "decode"
+  std::string name;  // "fp16", "plan", "q4_0", "turboquant:3"
+  std::string mode;  // "worst" or "decode"
+  std::string runtime = "cpu";
   double effective_bits = 0;  // from the packed buffers
   double perplexity = 0;
   double perplexity_rise = 0;  // relative to fp16 on the same tokens

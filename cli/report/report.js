@@ -1,213 +1,21 @@
 'use strict';
 // Draws the report from `kvplan`: {profile, plans: [{name, plan, validation}]}; profile and validation may be null.
-// Field names: docs/formats/.
+// Field names: docs/formats/. Elements, charts and maps: charts.js.
 
 const {profile, plans} = kvplan;
 const first = plans[0];
 
-// Text and numbers
-
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const sum = (values) => values.reduce((a, b) => a + b, 0);
-const mean = (values) => sum(values) / values.length;
-const whole = (x) => x.toLocaleString('en');
-const fixed = (x, digits) => x.toFixed(digits);
-const significant = (x, digits = 3) => {
-  if (x === 0) return '0';
-  return Math.abs(x) < 1e-4 ? x.toExponential(digits - 1) : String(Number(x.toPrecision(digits)));
-};
-const percent = (x, digits = 1) => `${(100 * x).toFixed(digits)}\u00a0%`;
-const signedPercent = (x) => `${x < 0 ? '−' : '+'}${percent(Math.abs(x), 2)}`;
-const percentRange = ({low, high}) => `${signedPercent(low).slice(0, -2)}\u00a0…\u00a0${signedPercent(high)}`;
-const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? '' : 's'}`;
-const shortHash = (sha256) => sha256?.slice(0, 12) ?? 'none';
-const partOf = (part) => (part[0] === 0 && part[1] === 1 ? '' : `, part ${part[0]}–${part[1]}`);
-
-/** 95 % interval of a mean KL, kept positive for logarithmic axes. */
-const klInterval = ({mean: middle, standard_error: error}) => ({
-  low: Math.max(middle - 1.96 * error, middle / 10), high: middle + 1.96 * error,
-});
-
-// Page elements
-
-function element(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-/** Fills a section with a heading, an explanation and content; a section without content is removed. */
-function section(id, heading, text, ...content) {
-  const node = document.getElementById(id);
-  if (content.length === 0) return node.remove();
-  node.append(element('h2', {}, heading), element('p', {}, text), ...content);
-}
-
-const columns = (...children) => element('div', {class: 'columns'}, ...children);
-
-function table(header, rows, attributes = {}) {
-  return element('div', {class: 'scroll'}, element('table', attributes,
-    element('thead', {}, element('tr', {}, ...header.map((h) => element('th', {scope: 'col'}, h)))),
-    element('tbody', {}, ...rows.map(({cells, plan}) =>
-      element('tr', plan ? {class: 'plan'} : {}, ...cells.map((c) => element('td', {}, c)))))));
-}
-
-// Logarithmic scales
-
-const kMantissas = [1, 2, 5];
-const isPowerOfTen = (x) => Math.abs(Math.log10(x) - Math.round(Math.log10(x))) < 1e-9;
-
-/** The 1-2-5 numbers from the last one at or below `low` to the first one at or above `high`. */
-function roundNumbers(low, high) {
-  const numbers = [];
-  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); ++e) {
-    numbers.push(...kMantissas.map((m) => Number(`${m}e${e}`)));
-  }
-  const begin = numbers.findLastIndex((x) => x <= low), end = numbers.findIndex((x) => x >= high);
-  return numbers.slice(begin, Math.max(end, begin + 1) + 1);
-}
-
-/** Limits and labels around positive values; only powers of ten are labelled when the range is long. */
-function logScale(values) {
-  const positive = values.filter((x) => x > 0);
-  const numbers = positive.length ? roundNumbers(Math.min(...positive), Math.max(...positive)) : [0.1, 1];
-  return {min: numbers[0], max: numbers.at(-1), marks: numbers.length > 10 ? numbers.filter(isPowerOfTen) : numbers};
-}
-
-// Charts
-
-const charts = [];
-Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
-
-const axis = (title, more = {}) => ({
-  title: {display: true, text: title, color: css('--muted')}, grid: {color: css('--line')},
-  ticks: {color: css('--muted'), maxRotation: 0}, ...more,
-});
-
-function logAxis(title, values) {
-  const {min, max, marks} = logScale(values);
-  return axis(title, {
-    type: 'logarithmic', min, max, ticks: {color: css('--muted'), autoSkip: false, callback: (v) => significant(v, 2)},
-    afterBuildTicks: (scale) => { scale.ticks = marks.map((value) => ({value})); },
-  });
-}
-
-const series = (label, data, colour, more = {}) => ({
-  label, data, borderColor: css(colour), backgroundColor: css(colour), pointRadius: 2.5, borderWidth: 2, ...more,
-});
-
-/** Draws what a point carries beside x and y: `low` and `high` as a whisker, `name` beside it where there is room. */
-const annotations = {
-  id: 'annotations',
-  afterDatasetsDraw(chart) {
-    const {ctx, chartArea, scales} = chart;
-    const points = chart.data.datasets.flatMap((dataset, d) => (chart.isDatasetVisible(d) ? chart.getDatasetMeta(d).data : [])
-      .map(({x, y}, i) => ({...dataset.data[i], x, y, colour: dataset.borderColor})));
-    const taken = points.filter((p) => p.name).map(({x, y}) => ({left: x - 6, right: x + 6, top: y - 6, bottom: y + 6}));
-    ctx.save();
-    ctx.font = `12px ${Chart.defaults.font.family}`;
-    ctx.textBaseline = 'middle';
-    for (const {x, y, low, high, name, colour} of points) {
-      if (high !== undefined) {
-        ctx.strokeStyle = colour;
-        ctx.lineWidth = 1.5;
-        const top = scales.y.getPixelForValue(high), bottom = scales.y.getPixelForValue(low);
-        ctx.beginPath();
-        for (const [x0, y0, x1, y1] of [[x, top, x, bottom], [x - 4, top, x + 4, top], [x - 4, bottom, x + 4, bottom]]) {
-          ctx.moveTo(x0, y0);
-          ctx.lineTo(x1, y1);
-        }
-        ctx.stroke();
-      }
-      if (!name) continue;
-      const width = ctx.measureText(name).width;
-      const place = [[x + 10, y], [x - 10 - width, y], [x - width / 2, y - 16], [x - width / 2, y + 16]]
-        .map(([left, middle]) => ({left, right: left + width, top: middle - 6, bottom: middle + 6, middle}))
-        .find((box) => box.left > chartArea.left && box.right < chartArea.right && !taken.some((other) =>
-          box.left < other.right && box.right > other.left && box.top < other.bottom && box.bottom > other.top));
-      if (!place) continue;
-      taken.push(place);
-      ctx.fillStyle = css('--ink');
-      ctx.fillText(name, place.left, place.middle);
-    }
-    ctx.restore();
-  },
-};
-
-function plot(title, type, data, {scales, tooltip = {}, tall = false}) {
-  const canvas = element('canvas', {role: 'img', 'aria-label': title});
-  charts.push(() => new Chart(canvas, {
-    type, data, plugins: [annotations],
-    options: {
-      animation: false, maintainAspectRatio: false, interaction: {mode: 'nearest', intersect: false}, scales,
-      plugins: {
-        legend: {display: data.datasets.length > 1, align: 'start',
-          labels: {color: css('--ink'), usePointStyle: true, boxHeight: 7, sort: (a, b) => a.datasetIndex - b.datasetIndex}},
-        tooltip: {callbacks: tooltip},
-      },
-    },
-  }));
-  return element('figure', {}, element('figcaption', {}, title), element('div', {class: tall ? 'plot tall' : 'plot'}, canvas));
-}
-
-/** Keys and values over the layers, joined by lines. */
-function layerPlot(title, unit, sides, yAxis) {
-  const datasets = [series('keys', sides.k, '--key'), series('values', sides.v, '--value', {pointStyle: 'rect'})];
-  const y = yAxis ?? logAxis(unit, [...sides.k, ...sides.v]);
-  return plot(title, 'line', {labels: sides.k.map((_, layer) => layer), datasets},
-    {scales: {x: axis('layer', {grid: {display: false}}), y}, tooltip: {title: ([item]) => `layer ${item.label}`}});
-}
-
-// Maps: layers across, KV heads down
-
-const channelsOf = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-
-/** WCAG 2 relative luminance. */
-const luminance = (rgb) => sum(rgb.map((c, i) => {
-  const s = c / 255;
-  return [0.2126, 0.7152, 0.0722][i] * (s <= 0.04045 ? s / 12.92 : ((s + 0.055) / 1.055) ** 2.4);
-}));
-
-/** Background and text colour of `share` (0..1) of the map's largest value. */
-function mapColours(share) {
-  const stops = ['--map-low', '--map-middle', '--map-high'].map((name) => channelsOf(css(name)));
-  const at = 2 * Math.min(share, 1), stop = Math.min(Math.floor(at), 1);
-  const rgb = stops[stop].map((c, i) => Math.round(c + (stops[stop + 1][i] - c) * (at - stop)));
-  // Above this luminance dark text has the higher contrast.
-  return `background:rgb(${rgb.join(' ')});color:${luminance(rgb) > 0.2 ? '#14202c' : '#ffffff'}`;
-}
-
-/** rows[head][layer]: {value, text, title}; `means` is an optional row of cells below. */
-function layerMap(title, rows, largest, means) {
-  const cells = (row) => row.map(({value, text, title: hover}) =>
-    element('td', {style: mapColours(largest ? value / largest : 0), title: hover}, text));
-  const head = (text) => element('th', {scope: 'row'}, text);
-  const layers = rows[0].length;
-  return element('figure', {}, element('figcaption', {}, title),
-    element('div', {class: 'scroll'}, element('table', {class: 'map', style: `min-width:${60 + 27 * layers}px`},
-      element('colgroup', {}, element('col', {style: 'width:58px'})),
-      element('thead', {}, element('tr', {}, element('th', {scope: 'col'}, 'layer'),
-        ...rows[0].map((_, layer) => element('th', {scope: 'col'}, layer)))),
-      element('tbody', {}, ...rows.map((row, h) => element('tr', {}, head(`head ${h}`), ...cells(row))),
-        ...(means ? [element('tr', {class: 'mean'}, head('mean'), ...cells(means))] : [])))));
-}
-
-function mapLegend(label, largest, steps) {
-  const swatches = Array.from({length: steps + 1}, (_, i) => (largest * i) / steps);
-  return element('div', {class: 'legend', 'aria-hidden': 'true'}, element('span', {}, label),
-    ...swatches.map((v) => element('i', {style: mapColours(v / largest)}, String(v))));
-}
-
 // What was measured
 
-const modeOf = (validation) => validation.candidates[0].mode;
-const planResult = ({validation}) => validation?.candidates.find((c) => c.name === 'plan' && c.mode === modeOf(validation));
+/** Mode, and runtime where the cache is not simulated in the forward pass. */
+const modeName = ({mode, runtime}) => (runtime === 'cpu' ? mode : `${mode}, ${runtime}`);
+const modeOf = (validation) => modeName(validation.candidates[0]);
+const planResult = ({validation}) => validation?.candidates.find((c) => c.name === 'plan' && modeName(c) === modeOf(validation));
 const seedOf = (plan) => (plan.rotation.kind === 'none' ? plan.seed : plan.rotation.seed);
 
-/** Equal for validations of the same tokens, whose figures may stand side by side. */
 /** The first few names, and how many more. */
 const someNames = (all, most = 4) => all.slice(0, most).join(', ') + (all.length > most ? ` and ${all.length - most} more` : '');
+/** Equal for validations of the same tokens, whose figures may stand side by side. */
 const tokensKey = (v) => JSON.stringify([v.texts.map((t) => t.sha256), v.part, v.window, v.windows, v.first_scored, v.bos, v.model_sha256]);
 
 /** Validations by the tokens they measured: [{validation, rows: [{name, plan, candidate}]}]; fp16, then plans, then baselines, each once. */
@@ -221,7 +29,7 @@ function measurements() {
     for (const candidate of validation.candidates) {
       const plan = candidate.name === 'plan';
       const row = {name: plan ? name : candidate.name, plan, candidate};
-      const seen = rows.find((r) => r.name === row.name && r.candidate.mode === candidate.mode);
+      const seen = rows.find((r) => r.name === row.name && modeName(r.candidate) === modeName(candidate));
       if (!seen) rows.push(row);
     }
   }
@@ -232,7 +40,7 @@ function measurements() {
 
 /** Whether the plan beats q4_0 at fewer bits: {state, claim, reason}. */
 function verdict(validation, measured) {
-  const q4 = validation.candidates.find((c) => c.name === 'q4_0' && c.mode === measured.mode);
+  const q4 = validation.candidates.find((c) => c.name === 'q4_0' && modeName(c) === modeName(measured));
   if (!q4) return {state: '', claim: 'Not compared with q4_0.', reason: 'Run kvplan validate with --baselines q4_0 to see whether the plan beats it.'};
   const {low, high} = q4.kl_minus_plan;
   const figures = `KL ${significant(measured.kl.mean)} at ${fixed(measured.effective_bits, 2)} bits against ` +
@@ -307,11 +115,11 @@ function validationSection() {
   const blocks = measurements().map(({validation: v, rows}) => {
     const measured = rows.filter(({candidate}) => candidate.kl.mean > 0).map(({candidate}) => klInterval(candidate.kl));
     const range = rangeCells(logScale(measured.flatMap(({low, high}) => [low, high])));
-    const modes = new Set(rows.map(({candidate}) => candidate.mode));
+    const modes = new Set(rows.map(({candidate}) => modeName(candidate)));
     const header = ['candidate', ...(modes.size > 1 ? ['mode'] : []), 'bits', 'KL ± s.e.', range.header, 'p99', 'CVaR95',
       'predicted', 'perplexity', 'rise (95 % interval)', 'same top-1'];
     const body = rows.map(({name, plan, candidate: c}) => ({plan, cells: [
-      name, ...(modes.size > 1 ? [c.mode] : []), fixed(c.effective_bits, 2),
+      name, ...(modes.size > 1 ? [modeName(c)] : []), fixed(c.effective_bits, 2),
       c.kl.mean > 0 ? `${significant(c.kl.mean)} ± ${significant(c.kl.standard_error, 2)}` : '0', range.cell(c.kl),
       significant(c.kl.p99), significant(c.kl.cvar95), c.predicted_kl === null ? '–' : significant(c.predicted_kl),
       fixed(c.perplexity, 3),
@@ -319,7 +127,7 @@ function validationSection() {
     ]}));
     return element('div', {},
       element('p', {}, `${someNames(v.texts.map((t) => t.name))}${partOf(v.part)}: ${plural(v.windows, 'window')} of ${whole(v.window)} tokens, ` +
-        `${v.bos ? 'BOS first' : 'no BOS'}, positions from ${whole(v.first_scored)} on scored (${whole(v.scored_tokens)} tokens), mode ${[...modes].join(' and ')}.`),
+        `${v.bos ? 'BOS first' : 'no BOS'}, positions from ${whole(v.first_scored)} on scored (${whole(v.scored_tokens)} tokens), mode ${[...modes].join('; ')}.`),
       table(header, body));
   });
   const gates = plans.flatMap(({name, validation}) => (validation?.gates ?? []).map((gate) => element('p', {},
@@ -416,7 +224,7 @@ function frontSection() {
   const point = (name, c) => ({x: c.effective_bits, y: c.kl.mean, ...klInterval(c.kl), name});
   const measured = measuredPlans.map(({name, result}) => point(name, result));
   const baselines = (first.validation?.candidates ?? [])
-    .filter((c) => !['fp16', 'plan'].includes(c.name) && c.mode === modeOf(first.validation)).map((c) => point(c.name, c));
+    .filter((c) => !['fp16', 'plan'].includes(c.name) && modeName(c) === modeOf(first.validation)).map((c) => point(c.name, c));
   const predicted = plans.map(({plan}) => ({x: plan.effective_bits, y: plan.predicted_kl}));
 
   const own = plans.map(({plan}) => plan.effective_bits);
@@ -522,7 +330,7 @@ function sensitivitySection() {
 function positionsSection() {
   const validation = first?.validation;
   const colours = ['--value', '--key', '--other', '--muted'];
-  const shown = validation?.candidates.filter((c) => c.name !== 'fp16' && c.mode === modeOf(validation)) ?? [];
+  const shown = validation?.candidates.filter((c) => c.name !== 'fp16' && modeName(c) === modeOf(validation)) ?? [];
   const bins = shown[0]?.kl_by_position.length ?? 0;
   if (!bins) return section('positions');
   const others = shown.filter((c) => c.name !== 'plan').slice(0, colours.length);

@@ -21,6 +21,7 @@
 #include "calib/decoder.h"
 #include "calib/evaluation_statistics.h"
 #include "calib/stored_cache.h"
+#include "calib/text_results.h"
 #include "quant/baselines.h"
 #include "quant/random.h"
 #include "schemas/error.h"
@@ -297,6 +298,58 @@ TEST_F(Evaluator, ReportsEveryPass) {
   EXPECT_EQ(done, expected);
 }
 
+class PagedEvaluator : public Evaluator {
+ protected:
+  static constexpr int kLongWindow = 150;  // two pages of 64 tokens behind 4 sinks
+  PagedEvaluator() {
+    options_.window = kLongWindow;
+    windows_.clear();
+    for (std::int64_t index = 0; index < 9; ++index) {  // more than go through pages together
+      quant::RandomStream draws(3, quant::StreamPurpose::kTest, static_cast<std::uint32_t>(index));
+      TextWindow window{index, 0, {}};
+      for (int t = 0; t < kLongWindow; ++t)
+        window.tokens.push_back(static_cast<std::int32_t>(draws.next_below(50)));
+      windows_.push_back(std::move(window));
+    }
+    for (PlanBundle& bundle : bundles_) bundle.plan.page_tokens = quant::kPageTokens;
+    candidates_ = {{"plan", &bundles_[2], {{kSimulation, nullptr}, reference_runtime("reference")}},
+                   {"other", &bundles_[1]}};
+    options_.plan_name = "plan";
+  }
+};
+
+TEST_F(PagedEvaluator, PagesAgreeWithTheSimulation) {
+  const auto validation = run();
+  std::vector<std::string> found;
+  for (const auto& c : validation.candidates)
+    found.push_back(c.name + " " + c.mode + " " + c.runtime);
+  EXPECT_THAT(found, testing::ElementsAre("fp16 worst cpu", "plan worst cpu", "other worst cpu",
+                                          "fp16 decode cpu", "plan decode cpu",
+                                          "plan decode reference", "other decode cpu"));
+  const auto &simulated = validation.candidates[4], &paged = validation.candidates[5];
+  EXPECT_GT(simulated.kl.mean, 0.01);
+  EXPECT_NEAR(paged.kl.mean, simulated.kl.mean, 0.02 * simulated.kl.mean);
+  EXPECT_NEAR(paged.perplexity, simulated.perplexity, 1e-3 * simulated.perplexity);
+  for (std::size_t bin = 0; bin < 16; ++bin)  // by position: no page is missing or early
+    EXPECT_NEAR(paged.kl_by_position[bin], simulated.kl_by_position[bin],
+                0.05 * simulated.kl_by_position[bin] + 1e-4);
+  EXPECT_EQ(paged.effective_bits, simulated.effective_bits);
+}
+
+TEST_F(PagedEvaluator, ResultsByTextCountACandidateOnce) {
+  windows_.resize(4);
+  windows_[1].source = windows_[3].source = 1;
+  const auto scores = score_tokens(model_, windows_, candidates_, options_, {});
+  const auto results = results_by_text(scores, windows_, {"a", "b"}, candidates_, options_);
+  ASSERT_EQ(results.size(), 2u * 2 * 3);
+  const auto whole = run();
+  EXPECT_NEAR((results[8].kl.mean + results[9].kl.mean) / 2, find(whole, "plan", "decode").kl.mean,
+              1e-6);
+  EXPECT_EQ(results[10].name, "other");
+  EXPECT_NEAR((results[10].kl.mean + results[11].kl.mean) / 2,
+              find(whole, "other", "decode").kl.mean, 1e-6);
+}
+
 /// Stops a run at pass `stop_at` and counts the passes.
 struct StoppingControl {
   explicit StoppingControl(std::int64_t stop_at) {
@@ -331,6 +384,22 @@ TEST_F(Evaluator, ResumedRunEqualsUninterruptedRun) {
   StoppingControl nothing(1000);
   EXPECT_EQ(validation_json(run(nothing.control)), uninterrupted);
   EXPECT_EQ(nothing.passes, 0);
+}
+
+TEST_F(PagedEvaluator, ResumesAfterTheWindowsThatWentTogether) {
+  options_.modes = {"decode"};
+  const std::string uninterrupted = validation_json(run());
+  options_.partial_file = file_;
+  StoppingControl stopping(33);  // 4 passes a window, 8 windows together
+  EXPECT_THROW(run(stopping.control), InterruptedError);
+  StoppingControl rest(1000);
+  EXPECT_EQ(validation_json(run(rest.control)), uninterrupted);
+  EXPECT_EQ(rest.passes, 4);
+  // The scores of another runtime are not taken for these.
+  candidates_[0].runtimes = {{kSimulation, nullptr}, reference_runtime("another")};
+  StoppingControl again(1000);
+  run(again.control);
+  EXPECT_EQ(again.passes, 36);
 }
 
 TEST_F(Evaluator, StateOfOtherInputsIsNotUsed) {

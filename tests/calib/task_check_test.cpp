@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "calib/cache_attention.h"
 #include "calib/generator.h"
 #include "calib/passkey.h"
 #include "calib/prompts.h"
@@ -378,14 +379,15 @@ TEST_F(Prompts, Fp16AgreesWithItselfAndFewBitsDoNot) {
 TEST_F(Prompts, FirstDivergenceIsThatOfAFreeRun) {
   const at::NoGradGuard no_grad;
   const Decoder decoder(model_);
-  const StoredCache cache(bundles_[1], model_.config(), 1);
+  bundles_[1].plan.page_tokens = quant::kPageTokens;
   options_.modes = {"decode"};
   std::set<double> divergences;
   for (const char* text : {"Once upon a time in a land", "zebra", "0123456789 0123456789"}) {
-    const auto set = prompts_in("p.txt", text);
-    Generator exact(decoder, nullptr, 200), stored(decoder, &cache, 200);
-    const auto a = continue_greedily(exact, set.prompts[0].tokens, 64);
-    const auto b = continue_greedily(stored, set.prompts[0].tokens, 64);
+    const auto set = prompts_in("p.txt", text, {.max_tokens = 128, .stop = ""});
+    CacheAttention pages(reference_runtime("cpu"), bundles_[1], model_.config(), 1, 200);
+    Generator exact(decoder, nullptr, 200), stored(decoder, &pages, 200);
+    const auto a = continue_greedily(exact, set.prompts[0].tokens, 128);
+    const auto b = continue_greedily(stored, set.prompts[0].tokens, 128);
     const auto first = std::mismatch(a.begin(), a.end(), b.begin()).first - a.begin();
     const auto results = check_prompts(model_, set, candidates_, options_, {});
     EXPECT_EQ(find(results, "two", "decode").first_divergence.mean, static_cast<double>(first));

@@ -1,0 +1,124 @@
+// How the shared memory of the decode kernel is laid out.
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "kernels/views.h"
+#include "schemas/error.h"
+
+namespace kvplan::kernels {
+namespace {
+
+constexpr std::size_t kMaxShared = 227 * 1024;
+constexpr int kRows = quant::kPageTokens / 16;
+constexpr int kLanes = quant::kWarpLanes;
+
+/// First fit of aligned ranges in the shared window.
+class SharedSpace {
+ public:
+  /// -> address, or -1 when it does not fit.
+  std::int64_t take(std::size_t bytes, std::size_t alignment) {
+    for (std::size_t i = 0; i < gaps_.size(); ++i) {
+      const auto [begin, end] = gaps_[i];
+      const std::size_t at = (begin + alignment - 1) / alignment * alignment;
+      if (at + bytes > end) continue;
+      gaps_[i] = {begin, at};
+      gaps_.insert(gaps_.begin() + static_cast<std::ptrdiff_t>(i) + 1, {at + bytes, end});
+      used_ = std::max(used_, at + bytes);
+      return static_cast<std::int64_t>(at);
+    }
+    return -1;
+  }
+  std::size_t used() const { return used_ - kSharedBase; }
+
+ private:
+  struct Gap {
+    std::size_t begin, end;
+  };
+  std::vector<Gap> gaps_ = {{kSharedBase, kSharedBase + kMaxShared}};
+  std::size_t used_ = kSharedBase;
+};
+
+std::size_t rounded(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
+
+}  // namespace
+
+DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int phase_steps,
+                         bool split_tile, int multiprocessors) {
+  DecodeShape shape;
+  shape.blocks = multiprocessors;
+  // Tables that a run looks up, the largest first.
+  std::vector<int> tables;
+  std::size_t query_tiles = 0, value_tiles = 0, tile_bytes = 0;
+  bool outliers = false;
+  for (const quant::HeadLayout& head : format.heads) {
+    query_tiles = std::max(query_tiles, static_cast<std::size_t>(head.k.tiles));
+    value_tiles = std::max(value_tiles, static_cast<std::size_t>(head.v.tiles));
+    for (const quant::SideLayout* side : {&head.k, &head.v})
+      for (int i = 0; i < side->run_count + side->outlier_runs; ++i) {
+        const quant::TileRun& run = side->runs[i];
+        outliers = outliers || run.code == quant::TileCode::kInteger;
+        tile_bytes =
+            std::max(tile_bytes, static_cast<std::size_t>(run.half != 0 ? 64 : 128) * run.width);
+        if (run.code != quant::TileCode::kTable) continue;
+        shape.shared.table_width[run.table] = run.width;
+        if (std::find(tables.begin(), tables.end(), run.table) == tables.end())
+          tables.push_back(run.table);
+      }
+  }
+  const std::size_t output_tiles =
+      std::max(value_tiles, static_cast<std::size_t>(head_dim + 15) / 16);
+  std::stable_sort(tables.begin(), tables.end(), [&](int a, int b) {
+    return table_bytes(shape.shared.table_width[a]) > table_bytes(shape.shared.table_width[b]);
+  });
+  SharedSpace space;
+  const auto take = [&](std::size_t bytes, std::size_t alignment) {
+    const std::int64_t at = space.take(bytes, alignment);
+    if (at < 0)
+      throw InternalError("level tables of a layer do not fit into shared memory: " +
+                          std::to_string(tables.size()) + " tables");
+    return static_cast<std::int32_t>(at);
+  };
+  for (const int table : tables) {
+    const auto bytes = static_cast<std::size_t>(table_bytes(shape.shared.table_width[table]));
+    shape.shared.table_address[table] = take(bytes, bytes);
+  }
+  const std::size_t rotary_bytes =
+      static_cast<std::size_t>(phase_steps) * kRows * kLanes * sizeof(uint4);
+  if (rotary_bytes > 0) shape.shared.rotary_tile = take(rotary_bytes, 128);
+  if (rotary_bytes > 0 && split_tile) shape.shared.rotary_tile_low = take(rotary_bytes, 128);
+
+  // A warp's parts, one after the other.
+  std::size_t warp_bytes = 0;
+  const auto part = [&](std::size_t bytes) {
+    const std::size_t at = warp_bytes;
+    warp_bytes += rounded(bytes);
+    return static_cast<std::int32_t>(at);
+  };
+  shape.shared.query_offset = part(query_tiles * kLanes * sizeof(uint2));
+  shape.shared.output_offset = part(output_tiles * kLanes * sizeof(float4));
+  shape.shared.state_offset = part(sizeof(SegmentState));
+  shape.shared.runs_offset = part(2 * quant::kMaxTileRuns * sizeof(RunEntry));
+  // A page's ring holds a tile that starts anywhere in a chunk, and kDepth chunks on their way.
+  std::size_t ring_bytes = kChunk;
+  while (ring_bytes < tile_bytes + (kDepth + 1) * kChunk) ring_bytes *= 2;
+  shape.shared.ring_bytes = static_cast<std::int32_t>(ring_bytes);
+  const std::size_t rings = ring_bytes * (outliers ? 1 : kUnitPages);
+  shape.shared.warp_bytes = static_cast<std::int32_t>(warp_bytes);
+  for (int warps = kDecodeWarps; warps > 0; --warps) {
+    SharedSpace with_warps = space;
+    const std::int64_t ring = with_warps.take(rings * static_cast<std::size_t>(warps), ring_bytes);
+    const std::int64_t region = with_warps.take(warp_bytes * static_cast<std::size_t>(warps), 128);
+    if (ring < 0 || region < 0) continue;
+    shape.shared.rings = static_cast<std::int32_t>(ring);
+    shape.shared.warp_region = static_cast<std::int32_t>(region);
+    shape.block_warps = warps;
+    shape.shared_bytes = with_warps.used();
+    return shape;
+  }
+  throw InternalError("no warp of the decode kernel fits into shared memory at head_dim " +
+                      std::to_string(head_dim));
+}
+
+}  // namespace kvplan::kernels

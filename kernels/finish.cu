@@ -1,0 +1,277 @@
+// Partial results of `decode` into the output of attention: merged, out of the transform of the
+// values by the head's synthesis matrix, plus the mean and the fp16 tokens.
+
+#include <bit>
+#include <cmath>
+
+#include "kernels/page_access.cuh"
+#include "kernels/partition.cuh"
+#include "kernels/product.cuh"
+#include "kernels/ptx.cuh"
+#include "kernels/segments.cuh"
+#include "kernels/views.h"
+
+namespace kvplan::kernels {
+namespace {
+
+using quant::kTileCoordinates;
+using quant::kWarpLanes;
+
+constexpr float kLn2 = 0.693147180559945309417f;
+constexpr int kWarps = kProductThreads / kWarpLanes;
+constexpr int kPartsPerColumn = kWarpLanes / kColumns;  // lanes that share the slots of a column
+static_assert(kWarps >= kProductColumns, "a warp merges the states of a segment");
+
+/// Of a column of the product.
+struct ColumnState {
+  float maximum = 0, inverse = 0;  // of the scores in log2 units; 1 / sum of 2^(score - maximum)
+  float packed = 0;                // sum over the packed tokens
+  float plain = 0;                 // factor of the fp16 tokens' output
+};
+
+struct Workspace {
+  Product product;
+  float* direct;         // [head_dim][17] what does not go through the transform
+  ColumnState* states;   // [16]
+  std::int32_t* ranges;  // [16][3] first warp, last warp, slots
+  std::int32_t* slots;   // [total warps + 2 * 16] those of segment s from slot_begin(s) on
+
+  KVPLAN_DEVICE explicit Workspace(int head_dim) : product(shared_memory(), head_dim) {
+    direct = reinterpret_cast<float*>(shared_memory() + product_bytes(head_dim));
+    states = reinterpret_cast<ColumnState*>(direct + head_dim * kPartStride);
+    ranges = reinterpret_cast<std::int32_t*>(states + kProductColumns);
+    slots = ranges + 3 * kProductColumns;
+  }
+  /// Warps' ranges of different segments share their ends at most.
+  KVPLAN_DEVICE int slot_begin(int s) const {
+    int begin = 0;
+    for (int i = 0; i < s; ++i) begin += ranges[3 * i + 1] - ranges[3 * i] + 2;
+    return begin;
+  }
+  KVPLAN_DEVICE int slot_count(int s) const { return ranges[3 * s + 2]; }
+};
+
+std::size_t shared_bytes(const AttentionView& v) {
+  const auto warps =
+      static_cast<std::size_t>(v.decode_blocks) * static_cast<std::size_t>(v.block_warps);
+  return product_bytes(v.layer.head_dim) +
+         static_cast<std::size_t>(v.layer.head_dim * kPartStride) * sizeof(float) +
+         kProductColumns * sizeof(ColumnState) +
+         (3 * kProductColumns + warps + 2 * kProductColumns) * sizeof(std::int32_t);
+}
+
+/// The warps that may hold parts of a segment. Called by the segment's warp.
+KVPLAN_DEVICE void find_range(const AttentionView& v, int segment, int s, const Workspace& w) {
+  const WarpRange range = segment_warps(v, make_partition(v), segment);
+  if (lane() != 0) return;
+  w.ranges[3 * s] = range.first;
+  w.ranges[3 * s + 1] = range.last;
+}
+
+/// The slots of a segment in ascending order. Called by the segment's warp.
+KVPLAN_DEVICE void list_slots(const AttentionView& v, int segment, int s, const Workspace& w) {
+  const int first = w.ranges[3 * s], last = w.ranges[3 * s + 1];
+  const int own = v.decode_blocks * v.block_warps + segment;
+  std::int32_t* const slots = w.slots + w.slot_begin(s);
+  int count = 0;
+  for (int base = first; base <= last + 1; base += kWarpLanes) {
+    const int at = base + lane();
+    const int slot = at <= last ? at : own;  // one behind the last
+    const std::uint32_t found = ballot(at <= last + 1 && v.slot_owner[slot] == segment);
+    const int before = std::popcount(found & ((1u << lane()) - 1));
+    if ((found >> lane() & 1) != 0) slots[count + before] = slot;
+    count += std::popcount(found);
+  }
+  if (lane() == 0) w.ranges[3 * s + 2] = count;
+}
+
+/// 2^(m - maximum) of a part that counts, else 0.
+KVPLAN_DEVICE float weight(float2 state, float maximum) {
+  return state.y > 0 ? exp2_fast(state.x - maximum) : 0;
+}
+
+/// Maximum and sums of the columns of a segment. Called by the segment's warp, lane = column + 8
+/// part.
+KVPLAN_DEVICE void merge_states(const AttentionView& v, const SegmentGroup& group, int s,
+                                const Workspace& w) {
+  const int c = lane() % kColumns, part = lane() / kColumns;
+  const std::int32_t* const slots = w.slots + w.slot_begin(s);
+  const int count = w.slot_count(s);
+  const float2 plain = v.plain_state[std::int64_t{group.segment(v, s)} * kColumns + c];
+  const auto state = [&](int i) { return v.slot_state[std::int64_t{slots[i]} * kColumns + c]; };
+  float maximum = plain.x;
+  for (int i = part; i < count; i += kPartsPerColumn) maximum = std::fmax(maximum, state(i).x);
+  maximum = std::fmax(maximum, shuffle_xor(maximum, kColumns));
+  maximum = std::fmax(maximum, shuffle_xor(maximum, 2 * kColumns));
+  float packed = 0;
+  for (int i = part; i < count; i += kPartsPerColumn)
+    packed = fused(state(i).y, weight(state(i), maximum), packed);
+  packed += shuffle_xor(packed, kColumns);
+  packed += shuffle_xor(packed, 2 * kColumns);
+  if (part > 0 || c >= group.columns) return;
+  const float factor = weight(plain, maximum);
+  const float total = fused(plain.y, factor, packed);
+  const int column = s * group.columns + c;
+  w.states[column] = {maximum, total > 0 ? 1 / total : 0, packed, factor};
+  const std::int64_t row = group.row(v, column);
+  if (v.lse != nullptr && row >= 0) v.lse[row] = kLn2 * (maximum + std::log2(total));
+}
+
+/// Writes a lane's fragment of a tile: put(coordinate of the tile, column of the product, value).
+template <class Put>
+KVPLAN_DEVICE void spread(const SegmentGroup& group, int s, int item_lane, float4 o, Put put) {
+  const int g = item_lane / 4, c = 2 * (item_lane % 4);
+  const int column = s * group.columns + c;
+  if (c < group.columns) {
+    put(g, column, o.x);
+    put(g + 8, column, o.z);
+  }
+  if (c + 1 < group.columns) {
+    put(g, column + 1, o.y);
+    put(g + 8, column + 1, o.w);
+  }
+}
+
+/// direct = output of the fp16 tokens.
+KVPLAN_DEVICE void load_plain(const AttentionView& v, const SegmentGroup& group,
+                              const Workspace& w) {
+  const int lanes = v.plain_tiles * kWarpLanes;
+  for (int i = thread(); i < group.count * lanes; i += kProductThreads) {
+    const int s = i / lanes, tile = i % lanes / kWarpLanes;
+    const float4 o = v.plain_output[std::int64_t{group.segment(v, s)} * lanes + i % lanes];
+    spread(group, s, i % kWarpLanes, o, [&](int coordinate, int column, float value) {
+      const int channel = tile * kTileCoordinates + coordinate;
+      const float factor = w.states[column].plain;
+      if (channel < v.layer.head_dim)
+        w.direct[channel * kPartStride + column] = factor > 0 ? factor * value : 0;
+    });
+  }
+}
+
+/// Sums over the slots: columns of the product, outlier channels and fp16 heads to `direct`.
+KVPLAN_DEVICE void merge_outputs(const AttentionView& v, const SegmentGroup& group,
+                                 const quant::SideLayout& layout, const std::int32_t* outliers,
+                                 const Workspace& w) {
+  int first_tile = 0;
+  for (int r = 0; r < layout.run_count + layout.outlier_runs; ++r) {
+    const quant::TileRun& run = layout.runs[r];
+    const int lanes = run.tiles * kWarpLanes;
+    const int coordinates = quant::tile_coordinates(run.half != 0);
+    for (int i = thread(); i < group.count * lanes; i += kProductThreads) {
+      const int s = i / lanes, tile = i % lanes / kWarpLanes, item_lane = i % kWarpLanes;
+      const int c = 2 * (item_lane % 4);
+      if (c >= group.columns) continue;
+      const std::int32_t* const slots = w.slots + w.slot_begin(s);
+      const int count = w.slot_count(s), column = s * group.columns + c;
+      const float maximum = w.states[column].maximum;
+      const float next_maximum = c + 1 < group.columns ? w.states[column + 1].maximum : 0;
+      float4 sum{0, 0, 0, 0};
+#pragma unroll 4
+      for (int k = 0; k < count; ++k) {
+        const std::int64_t slot = slots[k];
+        const float4 state = *reinterpret_cast<const float4*>(v.slot_state + slot * kColumns + c);
+        const float4 o =
+            v.slot_output[(slot * v.output_tiles + first_tile + tile) * kWarpLanes + item_lane];
+        const float a = weight({state.x, state.y}, maximum);
+        const float b = weight({state.z, state.w}, next_maximum);
+        sum.x = fused(a, o.x, sum.x);
+        sum.y = fused(b, o.y, sum.y);
+        sum.z = fused(a, o.z, sum.z);
+        sum.w = fused(b, o.w, sum.w);
+      }
+      spread(group, s, item_lane, sum, [&](int row, int to, float value) {
+        if (row >= coordinates) return;
+        const int coordinate = run.coordinate + tile * coordinates + row;
+        if (run.code == quant::TileCode::kInteger)
+          w.direct[outliers[coordinate] * kPartStride + to] += value;
+        else if (run.code == quant::TileCode::kHalf)
+          w.direct[coordinate * kPartStride + to] += value;
+        else
+          w.product.columns[coordinate * kProductColumns + to] = value;
+      });
+    }
+    first_tile += run.tiles;
+  }
+}
+
+/// Rows first .. of the output.
+KVPLAN_DEVICE void store(const AttentionView& v, const SegmentGroup& group, const Workspace& w,
+                         bool transformed, int first) {
+  const int d = v.layer.head_dim, rows = w.product.rows;
+  const float* const mean =
+      transformed && v.layer.v_mean != nullptr ? v.layer.v_mean + group.head * d : nullptr;
+  for (int i = thread(); i < group.count * group.columns * rows; i += kProductThreads) {
+    const int column = i / rows, channel = first + i % rows;
+    const std::int64_t row = group.row(v, column);
+    if (channel >= d || row < 0) continue;
+    const ColumnState& state = w.states[column];
+    float o = w.direct[channel * kPartStride + column];
+    if (transformed) o += w.product.result(channel - first, column);
+    if (mean != nullptr) o = fused(mean[channel], state.packed, o);
+    o *= state.inverse;
+    if (v.out != nullptr) v.out[row * d + channel] = to_half(o);
+    if (v.out_float != nullptr) v.out_float[row * d + channel] = o;
+  }
+}
+
+/// Block (group of segments, KV head).
+__global__ void __launch_bounds__(kProductThreads)
+    finish_kernel(const AttentionView v, const int columns) {
+  const SegmentGroup group(v, columns);
+  const int d = v.layer.head_dim;
+  const Workspace w(d);
+  const quant::SideLayout& layout = v.layer.heads[group.head].v;
+  const EncoderView& encoder = v.layer.encoders[kValues * v.layer.kv_heads + group.head];
+  const bool transformed = encoder.fp16 == 0;
+  const auto load_matrix = [&](int first) {
+    w.product.load([&](int row) -> const float* {
+      if (first + row >= d) return nullptr;
+      return v.layer.v_output + (std::int64_t{group.head} * d + first + row) * d;
+    });
+  };
+  if (transformed) load_matrix(0);
+  const bool leads = warp() < group.count;  // a warp leads a segment
+  const int segment = leads ? group.segment(v, warp()) : 0;
+  if (leads) find_range(v, segment, warp(), w);
+  for (int i = thread(); i < d * kProductColumns; i += kProductThreads) w.product.columns[i] = 0;
+  sync_block();
+
+  wait_for_previous_kernel();
+  if (leads) list_slots(v, segment, warp(), w);
+  sync_block();
+  if (leads) merge_states(v, group, warp(), w);
+  sync_block();
+  load_plain(v, group, w);
+  sync_block();
+  merge_outputs(v, group, layout, encoder.outliers, w);
+  sync_block();
+  for (int first = 0; first < d; first += w.product.rows) {
+    if (transformed) {
+      if (first > 0) {
+        load_matrix(first);
+        sync_block();
+      }
+      w.product.run(group.count * columns);
+      sync_block();
+    }
+    store(v, group, w, transformed, first);
+    sync_block();
+  }
+}
+
+}  // namespace
+
+cudaError_t finish(const AttentionView& view, cudaStream_t stream) {
+  const int columns = columns_in_use(view);
+  LaunchShape shape;
+  shape.blocks = segment_groups(view, columns);
+  shape.blocks_y = view.layer.kv_heads;
+  shape.threads = kProductThreads;
+  shape.shared_bytes = shared_bytes(view);
+  shape.stream = stream;
+  shape.overlap = true;
+  const cudaError_t allowed = allow_shared(finish_kernel, shape.shared_bytes);
+  return allowed != cudaSuccess ? allowed : launch(finish_kernel, shape, view, columns);
+}
+
+}  // namespace kvplan::kernels

@@ -1,0 +1,104 @@
+#pragma once
+// Attention of one segment over its fp16 tokens: sinks and the open page. Private to the decode
+// kernel.
+
+#include "kernels/ptx.cuh"
+#include "kernels/scores.cuh"
+#include "kernels/views.h"
+
+namespace kvplan::kernels {
+
+// Rows of fp16 vectors, tokens of one KV head.
+struct Rows {
+  const std::uint16_t* k = nullptr;
+  const std::uint16_t* v = nullptr;
+  std::int64_t first = 0;  // position of row 0
+  int count = 0;           // 1..64
+};
+
+KVPLAN_DEVICE std::uint32_t row_pair(const std::uint16_t* x, int row, int rows, int channel,
+                                     int head_dim) {
+  return row < rows && channel < head_dim
+             ? *reinterpret_cast<const std::uint32_t*>(x + std::int64_t{row} * head_dim + channel)
+             : 0;
+}
+
+KVPLAN_DEVICE void attend_rows(const AttentionView& v, const Work& work, Running& r,
+                               const Rows& rows) {
+  const int g = lane() >> 2, t = lane() & 3, d = v.layer.head_dim;
+  Scores<1> s = {};
+  const uint2* query = v.plain_query + std::int64_t{work.segment} * v.plain_tiles * kLanes + lane();
+#pragma unroll 4
+  for (int j = 0; j < v.plain_tiles; ++j) {
+    const uint2 q = query[j * kLanes];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (16 * i >= rows.count) break;
+      std::uint32_t a[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        a[k] = row_pair(rows.k, 16 * i + g + 8 * (k & 1), rows.count, 16 * j + 2 * t + 8 * (k >> 1),
+                        d);
+      mma(s[0][i], a, q.x, q.y);
+    }
+  }
+  if (v.soft_cap > 0) cap<1>(s, v.soft_cap);
+  mask<1>(s, v, work, static_cast<int>(rows.first), rows.count);
+  float factor[2];
+  update_maximum<1>(r, s, factor);
+  exponentiate<1>(s, r, 0);
+  const float ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+  Weights<1> p;
+  make_weights<1>(p, s, 0, ones);
+#pragma unroll 4
+  for (int j = 0; j < v.plain_tiles; ++j) {
+    const float4 before = work.output[j * kLanes + lane()];
+    float sum[4] = {before.x * factor[0], before.y * factor[1], before.z * factor[0],
+                    before.w * factor[1]};
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (16 * i >= rows.count) break;
+      std::uint32_t a[4];  // channels x tokens
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        a[k] = transpose8x8(row_pair(rows.v, 16 * i + g + 8 * (k >> 1), rows.count,
+                                     16 * j + 2 * t + 8 * (k & 1), d));
+      mma(sum, a, p[0][i][0], p[0][i][1]);
+    }
+    work.output[j * kLanes + lane()] = {sum[0], sum[1], sum[2], sum[3]};
+  }
+}
+
+// The fp16 tokens of a segment: sinks and open page.
+KVPLAN_DEVICE void attend_plain(const AttentionView& v, const Work& work) {
+  const LayerView& layer = v.layer;
+  const int slot = v.batch.slot[work.sequence], length = v.batch.length[work.sequence];
+  const int d = layer.head_dim;
+  clear_output(work, v.plain_tiles);
+  Running r;
+  // Rows of (slot, side, head) in a buffer with `tokens` rows each.
+  const auto rows_of = [&](const std::uint16_t* buffer, int side, int tokens) {
+    return buffer + ((std::int64_t{slot} * 2 + side) * layer.kv_heads + work.head) *
+                        (std::int64_t{tokens} * d);
+  };
+  const int sinks = length < layer.sink_tokens ? length : layer.sink_tokens;
+  for (int first = 0; first < sinks; first += kOpenTokens) {
+    const int count = sinks - first < kOpenTokens ? sinks - first : kOpenTokens;
+    const std::int64_t skipped = std::int64_t{first} * d;
+    attend_rows(v, work, r,
+                {rows_of(layer.sinks, 0, layer.sink_tokens) + skipped,
+                 rows_of(layer.sinks, 1, layer.sink_tokens) + skipped, first, count});
+  }
+  const int packed = full_pages(length, layer.sink_tokens) * quant::kPageTokens;
+  const int open = length - layer.sink_tokens - packed;
+  if (open > 0)
+    attend_rows(v, work, r,
+                {rows_of(layer.open, 0, kOpenTokens), rows_of(layer.open, 1, kOpenTokens),
+                 layer.sink_tokens + packed, open});
+  reduce_masses(r);
+  store_state(v.plain_state + std::int64_t{work.segment} * kColumns, r);
+  float4* to = v.plain_output + std::int64_t{work.segment} * v.plain_tiles * kLanes + lane();
+  for (int j = 0; j < v.plain_tiles; ++j) to[j * kLanes] = work.output[j * kLanes + lane()];
+}
+
+}  // namespace kvplan::kernels

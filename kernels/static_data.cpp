@@ -1,0 +1,272 @@
+#include "kernels/static_data.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "kernels/device_memory.h"
+#include "quant/packing.h"
+#include "quant/portable_math.h"
+#include "schemas/error.h"
+
+namespace kvplan::kernels {
+namespace {
+
+constexpr std::size_t kLevels = 256, kBoundaries = 255;  // of a table, whatever its width
+constexpr int kTileTokens = 16;                          // rows of an operand A
+constexpr int kTiles = quant::kPageTokens / kTileTokens;
+// What fp16 leaves of a number in [-1, 1] is below 2^-11: scaled, it keeps all its bits in fp16.
+constexpr float kLowScale = 2048;
+// Above this ratio of |mean|^2 to the energy of the deviations the rounding of the rotary tile to
+// fp16 (relative 2^-11) counts beside the error of the codes.
+constexpr double kSplitRatio = 16;
+
+static_assert(sizeof(EncoderView) == quant::kEncoderViewBytes);
+
+std::size_t size(int n) { return static_cast<std::size_t>(n); }
+
+/// Fills the image part by part.
+class ImageWriter {
+ public:
+  explicit ImageWriter(const std::byte* device) : device_(device) {}
+
+  /// The next part, zeroed, to be filled before the next call; `on_device` is where it will be, or
+  /// null for 0 bytes.
+  template <class T>
+  std::span<T> take(std::size_t bytes, const T*& on_device) {
+    on_device = nullptr;
+    if (bytes == 0) return {};
+    const std::size_t offset = parts_.take(bytes);
+    image_.resize(parts_.end());
+    on_device = reinterpret_cast<const T*>(device_ + offset);
+    return {reinterpret_cast<T*>(image_.data() + offset), bytes / sizeof(T)};
+  }
+  std::vector<std::byte> finish() { return std::move(image_); }
+
+ private:
+  const std::byte* device_;
+  Parts parts_;
+  std::vector<std::byte> image_;
+};
+
+/// Appends `values` to what was written to `part` before.
+template <class T, class Source>
+const T* append_to(std::span<T> part, std::size_t& used, const T* on_device, const Source& values) {
+  const T* const at = values.empty() ? nullptr : on_device + used;
+  std::ranges::copy(values, part.subspan(used).begin());
+  used += values.size();
+  return at;
+}
+
+void write_tables(const quant::LayerFormat& format, const quant::LayerBuffers& bytes,
+                  ImageWriter& image, LayerView& view) {
+  const auto levels = image.take(bytes.levels, view.levels);
+  for (std::size_t t = 0; t < format.tables.size(); ++t)
+    std::ranges::copy(format.tables[t], levels.subspan(t * kLevels).begin());
+  const auto boundaries = image.take(bytes.boundaries, view.boundaries);
+  for (const quant::TransformCodecSpec* const spec : {&format.k, &format.v})
+    for (const quant::HeadTransform& head : spec->heads)
+      for (const quant::CodeRun& run : head.runs) {
+        const auto table = std::ranges::find(format.tables, run.levels) - format.tables.begin();
+        std::ranges::copy(
+            run.boundaries,
+            boundaries.subspan(static_cast<std::size_t>(table) * kBoundaries).begin());
+      }
+}
+
+void write_encoders(const quant::LayerFormat& format, const quant::LayerBuffers& bytes,
+                    ImageWriter& image, LayerView& view) {
+  const std::int32_t* device_channels;
+  const float* device_analysis;
+  const double* device_weights;
+  std::size_t channels_used = 0, analysis_used = 0, weights_used = 0;
+  std::vector<EncoderView> encoders;
+  const auto for_each_head = [&](auto visit) {
+    for (const quant::TransformCodecSpec* const spec : {&format.k, &format.v})
+      for (const quant::HeadTransform& head : spec->heads) visit(head);
+  };
+  for_each_head([&](const quant::HeadTransform& head) {
+    EncoderView& encoder = encoders.emplace_back();
+    encoder.fp16 = head.fp16;
+    encoder.transformed = head.transformed();
+    encoder.coded = head.coded();
+  });
+  const auto channels = image.take(bytes.channels, device_channels);
+  auto encoder = encoders.begin();
+  for_each_head([&](const quant::HeadTransform& head) {
+    encoder->channels = append_to(channels, channels_used, device_channels, head.channels);
+    encoder->outliers = append_to(channels, channels_used, device_channels, head.outliers);
+    ++encoder;
+  });
+  const auto analysis = image.take(bytes.analysis, device_analysis);
+  encoder = encoders.begin();
+  for_each_head([&](const quant::HeadTransform& head) {
+    (encoder++)->analysis = append_to(analysis, analysis_used, device_analysis, head.analysis);
+  });
+  const auto weights = image.take(bytes.weights, device_weights);
+  encoder = encoders.begin();
+  for_each_head([&](const quant::HeadTransform& head) {
+    (encoder++)->weight = append_to(weights, weights_used, device_weights, head.weight);
+  });
+  std::ranges::copy(encoders, image.take(bytes.encoders, view.encoders).begin());
+}
+
+/// Calls set(head, channel, storage coordinate, value) for the synthesis matrices of a side; fp16
+/// heads have the unit matrix.
+template <class Set>
+void for_each_synthesis(const quant::TransformCodecSpec& spec, Set set) {
+  for (std::size_t h = 0; h < spec.heads.size(); ++h) {
+    const quant::HeadTransform& head = spec.heads[h];
+    if (head.fp16)
+      for (std::size_t i = 0; i < size(spec.geometry.head_dim); ++i) set(h, i, i, 1.0f);
+    const std::size_t coded = size(head.coded());
+    for (std::size_t j = 0; j < head.channels.size(); ++j)
+      for (std::size_t i = 0; i < coded; ++i)
+        set(h, size(head.channels[j]), i, head.synthesis[j * coded + i]);
+  }
+}
+
+void write_means(const quant::TransformCodecSpec& spec, std::size_t bytes, ImageWriter& image,
+                 const float*& on_device) {
+  const auto means = image.take(bytes, on_device);
+  for (std::size_t i = 0; i < means.size(); ++i) {
+    // Heads stored as fp16 are not centred.
+    const bool centred = !spec.heads[i / size(spec.geometry.head_dim)].fp16;
+    means[i] = centred ? static_cast<float>(spec.mean->means()[i]) : 0;
+  }
+}
+
+/// Operand A of the 64 positions of a page: rows 16 i + .. are positions, columns (cos, sin) of
+/// eight frequencies.
+struct RotaryTile {
+  std::vector<uint4> high, low;
+};
+
+RotaryTile make_rotary_tile(std::span<const double> inv_freq, int phase_steps) {
+  struct Pair {
+    std::uint32_t high = 0, low = 0;
+  };
+  const auto halves = [&](int frequency, int position) {
+    Pair pair;
+    if (size(frequency) >= inv_freq.size()) return pair;
+    const double angle = inv_freq[size(frequency)] * position;
+    const double exact[2] = {quant::portable_cos(angle), quant::portable_sin(angle)};
+    for (int i = 0; i < 2; ++i) {
+      const std::uint16_t high = quant::to_half(static_cast<float>(exact[i]));
+      const double rest = exact[i] - quant::from_half(high);
+      const std::uint16_t low = quant::to_half(static_cast<float>(rest * kLowScale));
+      pair.high |= std::uint32_t{high} << 16 * i;
+      pair.low |= std::uint32_t{low} << 16 * i;
+    }
+    return pair;
+  };
+  RotaryTile tile;
+  for (int step = 0; step < phase_steps; ++step)
+    for (int i = 0; i < kTiles; ++i)
+      for (int lane = 0; lane < quant::kWarpLanes; ++lane) {
+        const int row = kTileTokens * i + lane / 4, frequency = 8 * step + lane % 4;
+        const Pair a0 = halves(frequency, row), a1 = halves(frequency, row + 8);
+        const Pair a2 = halves(frequency + 4, row), a3 = halves(frequency + 4, row + 8);
+        tile.high.push_back({a0.high, a1.high, a2.high, a3.high});
+        tile.low.push_back({a0.low, a1.low, a2.low, a3.low});
+      }
+  return tile;
+}
+
+void write_rotary(const quant::RotaryMean& mean, int sink_tokens, const quant::LayerBuffers& bytes,
+                  ImageWriter& image, LayerView& view) {
+  const std::span<const double> inv_freq = mean.inv_freq();
+  std::ranges::copy(inv_freq, image.take(bytes.inv_freq, view.inv_freq).begin());
+  const auto phases = image.take(bytes.page_phase, view.page_phase);
+  const std::size_t stride = size(quant::kPhasePairs * view.phase_steps);
+  for (std::size_t page = 0; page * stride < phases.size(); ++page)
+    for (std::size_t j = 0; j < inv_freq.size(); ++j) {
+      const double position = sink_tokens + static_cast<double>(page) * quant::kPageTokens;
+      phases[page * stride + j] = {static_cast<float>(quant::portable_cos(inv_freq[j] * position)),
+                                   static_cast<float>(quant::portable_sin(inv_freq[j] * position))};
+    }
+  const RotaryTile tile = make_rotary_tile(inv_freq, view.phase_steps);
+  std::ranges::copy(tile.high, image.take(bytes.rotary_tile, view.rotary_tile).begin());
+  std::ranges::copy(tile.low, image.take(bytes.rotary_tile_low, view.rotary_tile_low).begin());
+}
+
+}  // namespace
+
+bool needs_split_tile(const PlanBundle& bundle, const quant::LayerFormat& format,
+                      std::size_t layer) {
+  const quant::TransformCodecSpec& spec = format.k;
+  if (!spec.mean) return false;
+  if (bundle.plan.codec != "calibrated") return true;
+  const std::size_t d = size(spec.geometry.head_dim);
+  for (std::size_t h = 0; h < spec.heads.size(); ++h) {
+    if (spec.heads[h].fp16) continue;
+    double mean = 0, deviation = 0;
+    for (const double x : spec.mean->means().subspan(h * d, d)) mean += x * x;
+    for (const float a : bundle.tensors.layers[layer].k.synthesis.row(h))
+      deviation += double{a} * a;
+    if (mean > kSplitRatio * deviation) return true;
+  }
+  return false;
+}
+
+StaticData make_static_data(const PlanBundle& bundle, std::span<const quant::LayerFormat> formats,
+                            const quant::CacheGeometry& geometry, const std::byte* device) {
+  const int sink_tokens = bundle.plan.sink_tokens;
+  const auto buffers = quant::layer_buffers(formats, sink_tokens, geometry);
+  const auto owners = quant::rotary_owners(formats);
+  ImageWriter image(device);
+  StaticData data;
+  for (std::size_t l = 0; l < formats.size(); ++l) {
+    const quant::LayerFormat& format = formats[l];
+    const quant::LayerBuffers& bytes = buffers[l];
+    if (format.tables.size() > size(kMaxLevelTables))
+      throw InputError("plan.json", "/layers/" + std::to_string(l),
+                       "the CUDA runtime holds at most " + std::to_string(kMaxLevelTables) +
+                           " different sets of levels in a layer, found " +
+                           std::to_string(format.tables.size()));
+    LayerView& view = data.layers.emplace_back();
+    view.kv_heads = format.k.geometry.kv_heads;
+    view.head_dim = format.k.geometry.head_dim;
+    view.sink_tokens = sink_tokens;
+    view.page_norm_bytes = format.k.norm == quant::NormFormat::kLog8 ? 1 : 2;
+    view.scale_rule = static_cast<int>(format.k.scale_rule);
+    view.block_bytes = format.block_bytes;
+    std::ranges::copy(format.heads, image.take(bytes.layouts, view.heads).begin());
+    write_tables(format, bytes, image, view);
+    write_encoders(format, bytes, image, view);
+
+    const std::size_t d = size(view.head_dim);
+    const auto k_query = image.take(bytes.k_query, view.k_query);
+    for_each_synthesis(format.k, [&](std::size_t h, std::size_t channel, std::size_t i, float a) {
+      k_query[(h * d + i) * d + channel] = a;
+    });
+    const auto v_output = image.take(bytes.v_output, view.v_output);
+    for_each_synthesis(format.v, [&](std::size_t h, std::size_t channel, std::size_t i, float a) {
+      v_output[(h * d + channel) * d + i] = a;
+    });
+    write_means(format.k, bytes.k_mean, image, view.k_mean);
+    write_means(format.v, bytes.v_mean, image, view.v_mean);
+
+    if (!format.k.mean) continue;
+    view.pairs = static_cast<int>(format.k.mean->inv_freq().size());
+    view.pair_stride = format.k.mean->pair_stride();
+    view.pair_distance = format.k.mean->pair_distance();
+    view.phase_steps = quant::phase_steps(format);
+    if (owners[l] == l) {
+      write_rotary(*format.k.mean, sink_tokens, bytes, image, view);
+    } else {
+      const LayerView& owner = data.layers[owners[l]];
+      view.inv_freq = owner.inv_freq;
+      view.page_phase = owner.page_phase;
+      view.rotary_tile = owner.rotary_tile;
+      view.rotary_tile_low = owner.rotary_tile_low;
+    }
+  }
+  // Owners lend their low tile even when they do without it themselves.
+  for (std::size_t l = 0; l < formats.size(); ++l)
+    if (!needs_split_tile(bundle, formats[l], l)) data.layers[l].rotary_tile_low = nullptr;
+  data.image = image.finish();
+  return data;
+}
+
+}  // namespace kvplan::kernels

@@ -1,0 +1,231 @@
+#pragma once
+// What kernels are given: plain structs of device pointers and sizes. Private to kernels.
+
+#include <cuda_runtime_api.h>
+#include <vector_types.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "quant/page_layout.h"
+
+namespace kvplan::kernels {
+
+inline constexpr int kColumns = 8;          // of the queries that one pass over a page serves
+inline constexpr int kMaxLevelTables = 16;  // distinct level tables of a layer
+inline constexpr int kUnitPages = 2;        // packed pages that a warp of `decode` takes at a time
+inline constexpr int kDecodeWarps =
+    12;  // of a block of `decode`, at most: 168 registers per thread
+inline constexpr std::uint32_t kSharedBase = 1024;  // where the shared window of a block starts
+
+// Level tables in shared memory: an entry holds two halves, repeated for the 32 lanes.
+inline constexpr int kEntryShift = 7;  // an entry takes 128 bytes
+inline constexpr int kMaxPairWidth =
+    4;  // up to here an entry is a pair of codes, above a single code
+constexpr int table_bytes(int width) {
+  return 1 << (kEntryShift + (width <= kMaxPairWidth ? 2 * width : width));
+}
+
+// Chunks of packed pages on their way to a warp.
+inline constexpr int kChunk = 256;  // bytes of a page
+inline constexpr int kDepth = 4;    // of them on their way
+
+inline constexpr int kOpenTokens = quant::kPageTokens;
+
+/// The encoder's part of one KV head and side; float as the codec computes.
+struct EncoderView {
+  std::int32_t fp16 = 0;                   // plain rows, nothing below is used
+  std::int32_t transformed = 0;            // n: channels that go through the transform
+  std::int32_t coded = 0;                  // c
+  const std::int32_t* channels = nullptr;  // [n] ascending
+  const std::int32_t* outliers = nullptr;  // [SideLayout::outliers] ascending
+  const float* analysis = nullptr;         // [c, n]
+  const double* weight = nullptr;          // [c] of the scale rule
+};
+
+/// What a warp of `decode` leaves for its block in shared memory, beside its outputs.
+struct SegmentState {
+  float2 state[kColumns];
+  std::int32_t segment;  // -1: none
+  std::int32_t leads;    // whether it is the first of the block's warps with this segment
+};
+
+/// A run of tiles, as a warp keeps the list of them in shared memory.
+struct RunEntry {
+  std::uint16_t table;  // address of its table >> kEntryShift
+  std::uint16_t bytes;  // of a tile
+  std::uint8_t kind;    // tile_kind
+  std::uint8_t tiles;
+  std::uint16_t unused;
+};
+
+/// Where the shared memory of `decode` holds what: addresses in the shared window (which starts at
+/// 1024).
+struct SharedMap {
+  std::int32_t table_address[kMaxLevelTables] = {};  // a multiple of the table's size; 0: not there
+  std::int32_t table_width[kMaxLevelTables] = {};    // bits of a code
+  std::int32_t rotary_tile = 0, rotary_tile_low = 0;  // 0: none
+  std::int32_t warp_region = 0,
+               warp_bytes = 0;  // a warp's
+  // In it:
+  std::int32_t query_offset = 0, output_offset = 0, state_offset = 0;
+  std::int32_t runs_offset = 0;            // list of the segment's runs
+  std::int32_t rings = 0, ring_bytes = 0;  // tiles on their way: of all warps; of one page
+};
+
+/// One layer of the cache.
+struct LayerView {
+  int kv_heads = 0, head_dim = 0, sink_tokens = 0;
+  int page_norm_bytes = 0;                   // 1 log8, 2 fp16
+  int scale_rule = 0;                        // quant::ScaleRule
+  const quant::HeadLayout* heads = nullptr;  // [kv_heads]
+  std::byte* pool = nullptr;                 // [blocks][block_bytes]
+  std::uint32_t block_bytes = 0;
+  std::uint16_t* sinks = nullptr;  // fp16 [max_sequences][2][kv_heads][sink_tokens][head_dim]
+  std::uint16_t* open = nullptr;   // fp16 [max_sequences][2][kv_heads][64][head_dim], row =
+                                   // (position - sink_tokens) % 64
+  // Level tables: [tables][256] each.
+  const float* levels = nullptr;
+  const float* boundaries = nullptr;      // midpoints, [tables][255]
+  const EncoderView* encoders = nullptr;  // [2][kv_heads]
+  // Reading: q' = k_query q, out = v_output o + mean.
+  const float* k_query = nullptr;   // [kv_heads][coded tile rows: head_dim][head_dim]: row i =
+                                    // column i of the synthesis matrix, in storage order over plain
+                                    // channels (zero rows beyond coded, zero columns at outliers)
+  const float* v_output = nullptr;  // [kv_heads][head_dim][head_dim]: synthesis, row = channel,
+                                    // column = storage coordinate
+  const float* k_mean = nullptr;    // [kv_heads][head_dim] before rotary; null: not centred
+  const float* v_mean = nullptr;    // [kv_heads][head_dim]
+  // Rotary geometry, for the centring of keys.
+  int pairs = 0;        // rotary_dim / 2; 0 without rotary embedding
+  int pair_stride = 1;  // pair j: channels j * stride and j * stride + distance
+  int pair_distance = 1;
+  int phase_steps = 0;                 // pairs rounded up to a multiple of 8, over 8
+  const float2* page_phase = nullptr;  // [max pages of a sequence][8 * phase_steps] cos, sin of
+                                       // inv_freq * (sink_tokens + 64 p)
+  const double* inv_freq = nullptr;    // [pairs]
+  const uint4* rotary_tile =
+      nullptr;  // [phase_steps][4][32 lanes]: operand A of cos, sin(inv_freq_f * j), j = 0..63,
+                // fp16; row 16 i + .., columns (cos, sin) of frequencies 8 s + t and 8 s + 4 + t
+  const uint4* rotary_tile_low =
+      nullptr;  // what fp16 rounding left of it, scaled by 2048; null: not needed
+  SharedMap shared;
+  std::size_t shared_bytes = 0;  // of a block of `decode`
+  bool outliers = false;         // some head has outlier channels
+};
+
+/// The batch of a step; entry i is one sequence. Device pointers.
+struct BatchView {
+  int sequences = 0;
+  int max_new_tokens = 0;                       // largest length - length_before
+  const std::int32_t* slot = nullptr;           // [sequences]
+  const std::int32_t* length_before = nullptr;  // [sequences]
+  const std::int32_t* length = nullptr;         // [sequences] after the step's tokens
+  const std::int32_t* first_row = nullptr;      // [sequences] of its tokens in k, v, q, out
+  const std::int32_t* page_table = nullptr;     // [max_sequences][table_stride] block numbers
+  int table_stride = 0;
+};
+
+/// Attention of one layer. Columns of a KV head: c = (query token of the sequence) * queries_per_kv
+/// + query head within the group; 8 columns are one column block. A *segment* is (sequence, KV
+/// head, column block): (i * kv_heads + head) * column_blocks + block.
+struct AttentionView {
+  LayerView layer;
+  BatchView batch;
+  int queries_per_kv = 0;
+  int column_blocks = 0;
+  float scale = 1;                   // of the scores, natural units
+  float soft_cap = 0;                // 0: none
+  std::int64_t window = 0;           // 0: none
+  const std::uint16_t* q = nullptr;  // fp16 [rows][query_heads][head_dim]
+  std::uint16_t* out = nullptr;      // fp16, as q; or null
+  float* out_float = nullptr;        // float, as q; or null
+  float* lse = nullptr;              // [rows][query_heads] natural log-sum-exp, or null
+
+  // Written by `prepare`. Fragments are operand B of mma.m16n8k16: lane 4g+t holds column g, rows
+  // 2t, 2t+1 (x) and 2t+8, 2t+9 (y) of the tile, fp16; rows are the tile's coordinates, scores come
+  // out in units of log2. Half tiles: y = 0. Full kUniform tiles: q' * step, y four times that.
+  // kInteger: the plain query at the outlier channels.
+  uint2* query = nullptr;        // [segments][query_tiles][32]
+  int query_tiles = 0;           // stride: the most K tiles of a head
+  uint2* plain_query = nullptr;  // [segments][plain_tiles][32]: untransformed q, plain_tiles =
+                                 // ceil(head_dim / 16), zero beyond
+  int plain_tiles = 0;
+  float* bias = nullptr;  // [segments][8]: added to scores of packed pages before the norm: minus
+                          // the sum over kUniform tiles of step * (5.5 q' of coordinates 0..7, 17.5
+                          // q' of coordinates 8..15)
+  float* constant =
+      nullptr;  // [segments][8]: q . mean over the channels without rotary, log2 units (centred)
+  float2* centre =
+      nullptr;  // [segments][8 * phase_steps][8]: (a, b) of pair f and column c: R_t mu . q = sum_f
+                // a cos(inv_freq_f t) - b sin(inv_freq_f t), log2 units (centred)
+
+  // Written by `decode`: partial results of packed pages, one per slot. Slots 0 .. total_warps - 1:
+  // what a block of `decode` merged, with that warp as the first; slots total_warps + segment: a
+  // segment that ended inside a warp's range. partition.cuh says which warps can hold parts of a
+  // segment: `finish` looks at those slots in ascending order, then at the segment's own, and takes
+  // those whose owner is the segment.
+  std::int32_t* slot_owner = nullptr;  // [total_warps + segments] segment, or -1: nothing there
+  float2* slot_state =
+      nullptr;  // [total_warps + segments][8] (m, l) by column: m in log2 units, l = sum of
+                // 2^(score - m); a column that reads nothing has m = -1e30, l = 0
+  float4* slot_output =
+      nullptr;  // [total_warps + segments][output_tiles][32]: accumulator fragments: lane 4g+t
+                // holds coordinate g columns 2t, 2t+1 (x, y), coordinate g + 8 (z, w); sum of
+                // 2^(score - m) * norm * level
+  int output_tiles = 0;            // the most V tiles of a head (outlier tiles too)
+  float2* plain_state = nullptr;   // [segments][8] of the fp16 tokens (sinks, open page)
+  float4* plain_output = nullptr;  // [segments][plain_tiles][32], plain channels
+  int decode_blocks = 0;           // grid of `decode`
+  int block_warps = 0;  // warps per block of it; total_warps = decode_blocks * block_warps
+};
+
+/// What append() brings.
+struct AppendView {
+  LayerView layer;
+  BatchView batch;
+  const std::uint16_t* k = nullptr;  // fp16 [rows][kv_heads][head_dim] after rotary
+  const std::uint16_t* v = nullptr;
+};
+
+/// De-quantised vectors of one slot, positions first .. first + count - 1.
+struct ReadBackView {
+  LayerView layer;
+  int slot = 0, length = 0;
+  std::int64_t first = 0, count = 0;
+  const std::int32_t* page_table = nullptr;  // of all slots
+  int table_stride = 0;
+  int side = 0;  // 0 keys, 1 values
+  std::uint16_t* x =
+      nullptr;               // fp16 [count][kv_heads][head_dim] plain domain, after rotary; or null
+  float* x_float = nullptr;  // the same as float; or null
+  float* codes = nullptr;  // float [count][kv_heads][head_dim] level * norm in storage order before
+                           // synthesis; or null (sinks and the open page: 0)
+};
+
+/// Pages of a sequence of `length` tokens: full pages, and how many positions are before the open
+/// page.
+constexpr int full_pages(int length, int sink_tokens) {
+  return length > sink_tokens ? (length - sink_tokens) / quant::kPageTokens : 0;
+}
+
+// Launchers. They check nothing but what they would crash on, never synchronise or allocate.
+cudaError_t append(const AppendView& view, cudaStream_t stream);
+cudaError_t prepare(const AttentionView& view, cudaStream_t stream);
+cudaError_t decode(const AttentionView& view, cudaStream_t stream);
+cudaError_t finish(const AttentionView& view, cudaStream_t stream);
+cudaError_t read_back(const ReadBackView& view, cudaStream_t stream);
+
+/// The grid of `decode` and its shared memory; a pure function of the layer.
+struct DecodeShape {
+  int blocks = 0, block_warps = 0;
+  std::size_t shared_bytes = 0;
+  SharedMap shared;
+};
+/// InternalError when not even one warp fits.
+DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int phase_steps,
+                         bool split_tile, int multiprocessors);
+/// Allows the decode kernels that much shared memory; once per device.
+cudaError_t configure_decode(std::size_t shared_bytes);
+
+}  // namespace kvplan::kernels

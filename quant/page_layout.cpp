@@ -1,0 +1,162 @@
+#include "quant/page_layout.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "quant/codec_checks.h"
+#include "schemas/error.h"
+
+namespace kvplan::quant {
+namespace {
+
+constexpr int kSignWidth = 1, kUniformWidth = 2;
+constexpr double kLevelTolerance = 1e-6;  // relative
+constexpr std::size_t kMaxTables = 256;   // TileRun::table is a byte
+
+std::uint32_t rounded_up(std::uint32_t bytes) {
+  constexpr auto kUnit = static_cast<std::uint32_t>(kPageAlignment);
+  return (bytes + kUnit - 1) / kUnit * kUnit;
+}
+
+/// Distance of neighbours if the four levels are (code - 1.5) times it, else 0.
+float uniform_step(std::span<const float> levels) {
+  const float step = (levels[3] - levels[0]) / 3;
+  for (std::size_t code = 0; code < levels.size(); ++code) {
+    const double expected = (static_cast<double>(code) - 1.5) * step;
+    if (std::abs(levels[code] - expected) > kLevelTolerance * std::abs(expected)) return 0;
+  }
+  return step;
+}
+
+/// InputError unless two levels are -x and x: the kernels read a code of one bit as a sign.
+void require_mirrored(std::span<const float> levels) {
+  if (std::abs(levels[0] + levels[1]) <= kLevelTolerance * levels[1]) return;
+  throw InputError("plan.safetensors", "levels.1",
+                   "pages hold codes of one bit as signs; expected levels -x and x, found " +
+                       std::to_string(levels[0]) + " and " + std::to_string(levels[1]));
+}
+
+/// Lays out the heads of one layer, handing out level tables.
+class LayerBuilder {
+ public:
+  LayerBuilder(LayerFormat& format, int layer) : format_(format), layer_(layer) {}
+
+  void add_head(std::size_t index) {
+    HeadLayout head;
+    page_bytes_ = 0;
+    lay_tiles(head.k, format_.k, Side::kKey, index);
+    lay_tiles(head.v, format_.v, Side::kValue, index);
+    for (SideLayout* const side : {&head.k, &head.v})
+      side->norm_offset = take(kPageTokens * static_cast<std::size_t>(side->norm_bytes));
+    for (SideLayout* const side : {&head.k, &head.v})
+      side->scale_offset = take(side->outliers > 0 ? kPageTokens * kScaleBytes : 0);
+    head.page_bytes = rounded_up(page_bytes_);
+    head.block_offset = format_.block_bytes;
+    format_.block_bytes += head.page_bytes;
+    format_.heads.push_back(head);
+  }
+
+ private:
+  void lay_tiles(SideLayout& layout, const TransformCodecSpec& spec, Side side, std::size_t index) {
+    const HeadTransform& head = spec.heads[index];
+    const std::string pointer =
+        side_pointer(layer_, side) + "/heads/" + std::to_string(index) + "/";
+    if (head.fp16) {
+      layout.coded = spec.geometry.head_dim;
+      TileRun run;
+      run.code = TileCode::kHalf;
+      run.width = kFp16Width;
+      layout.run_count = add_runs(layout, run, layout.coded, pointer + "widths");
+      return;
+    }
+    layout.coded = head.coded();
+    layout.norm_bytes = spec.norm == NormFormat::kLog8 ? 1 : 2;
+    for (const CodeRun& codes : head.runs) {
+      if (codes.width == kSignWidth) require_mirrored(codes.levels);
+      TileRun run;
+      run.width = static_cast<std::uint8_t>(codes.width);
+      run.table = table_of(codes.levels, pointer + "widths");
+      run.coordinate = static_cast<std::uint16_t>(codes.begin);
+      if (codes.width == kUniformWidth) run.step = uniform_step(codes.levels);
+      if (run.step > 0) run.code = TileCode::kUniform;
+      layout.run_count += add_runs(layout, run, codes.end - codes.begin, pointer + "widths");
+    }
+    layout.outliers = static_cast<std::int32_t>(head.outliers.size());
+    TileRun run;
+    run.code = TileCode::kInteger;
+    run.width = kOutlierWidth;
+    layout.outlier_runs = add_runs(layout, run, layout.outliers, pointer + "outliers");
+  }
+
+  /// Full tiles, then the half tile that is left; returns how many runs that takes.
+  int add_runs(SideLayout& layout, TileRun run, int coordinates, const std::string& field) {
+    if (coordinates % tile_coordinates(true) != 0)
+      throw InputError("plan.json", field,
+                       "a page holds tiles of 16 coordinates of one width and half tiles of 8; "
+                       "expected a multiple of 8 coordinates, found " +
+                           std::to_string(coordinates));
+    TileRun* const first = layout.runs + layout.run_count;
+    TileRun* next = first;
+    run.tiles = static_cast<std::uint16_t>(coordinates / kTileCoordinates);
+    if (run.tiles > 0) {
+      run.offset = take(run.tiles * tile_bytes(run.width, false));
+      *next++ = run;
+    }
+    if (coordinates % kTileCoordinates != 0) {
+      run.coordinate = static_cast<std::uint16_t>(run.coordinate + run.tiles * kTileCoordinates);
+      run.tiles = 1;
+      run.half = 1;
+      if (run.code == TileCode::kUniform) run.code = TileCode::kTable;
+      run.step = 0;
+      run.offset = take(tile_bytes(run.width, true));
+      *next++ = run;
+    }
+    for (const TileRun* r = first; r != next; ++r) layout.tiles += r->tiles;
+    return static_cast<int>(next - first);
+  }
+
+  std::uint32_t take(std::size_t bytes) {
+    const std::uint32_t offset = rounded_up(page_bytes_);
+    page_bytes_ = offset + static_cast<std::uint32_t>(bytes);
+    return offset;
+  }
+
+  std::uint8_t table_of(const std::vector<float>& levels, const std::string& field) {
+    auto& tables = format_.tables;
+    const auto found = std::ranges::find(tables, levels);
+    const auto index = static_cast<std::size_t>(found - tables.begin());
+    if (index == kMaxTables)
+      throw InputError("plan.json", field,
+                       "a layer of the cache holds at most 256 different sets of levels");
+    if (found == tables.end()) tables.push_back(levels);
+    return static_cast<std::uint8_t>(index);
+  }
+
+  static constexpr int kScaleBytes = 2;
+
+  LayerFormat& format_;
+  int layer_;
+  std::uint32_t page_bytes_ = 0;  // of the head at work
+};
+
+}  // namespace
+
+std::vector<LayerFormat> page_format(const PlanBundle& bundle) {
+  if (bundle.plan.page_tokens != kPageTokens)
+    throw InputError("plan.json", "/page_tokens",
+                     "the CUDA runtime and the paged cache have pages of " +
+                         std::to_string(kPageTokens) + " tokens, found " +
+                         std::to_string(bundle.plan.page_tokens));
+  std::vector<LayerFormat> layers(bundle.plan.layers.size());
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const int layer = static_cast<int>(l);
+    layers[l].k = transform_spec(bundle, layer, Side::kKey);
+    layers[l].v = transform_spec(bundle, layer, Side::kValue);
+    LayerBuilder builder(layers[l], layer);
+    for (std::size_t head = 0; head < layers[l].k.heads.size(); ++head) builder.add_head(head);
+  }
+  return layers;
+}
+
+}  // namespace kvplan::quant

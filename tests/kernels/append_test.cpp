@@ -1,0 +1,162 @@
+// Rows and packed pages of `append` against the CPU codec and page layout.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+
+#include "kernels/views.h"
+#include "tests/kernels/device_layer.h"
+
+namespace kvplan::kernels {
+namespace {
+
+using namespace kvplan::kernels::testing;
+using quant::testing::calibrated_plan;
+using quant::testing::PagedPlan;
+
+// The kernel's sums in double and its cosines differ from the CPU's in the last bit, which may turn
+// a code that lies on a boundary.
+constexpr double kDifferingBytes = 1e-3;
+
+struct Vectors {
+  std::vector<std::uint16_t> of[2];  // k, v
+};
+
+/// Keeps what every sequence got and appends steps on the device.
+class Appender {
+ public:
+  Appender(const PlanBundle& bundle, int layer, int sequences, int max_tokens)
+      : layer_(bundle, layer, sequences, max_tokens),
+        device_(layer_.contents),
+        lengths_(size(sequences)),
+        tokens_(size(sequences)) {}
+
+  void step(const std::vector<int>& new_tokens) {
+    std::vector<int> after = lengths_;
+    for (std::size_t i = 0; i < after.size(); ++i) after[i] += new_tokens[i];
+    const auto batch = layer_.batch(lengths_, after);
+    const auto token = size(layer_.view.kv_heads) * size(layer_.view.head_dim);
+    std::vector<std::uint16_t> rows[2];
+    for (std::size_t i = 0; i < after.size(); ++i)
+      for (int side = 0; side < 2; ++side) {
+        const auto x = random_halves(size(new_tokens[i]) * token, draw_++);
+        rows[side].insert(rows[side].end(), x.begin(), x.end());
+        auto& all = tokens_[i].of[side];
+        all.insert(all.end(), x.begin(), x.end());
+      }
+    const DeviceArray<std::uint16_t> k(rows[0]), v(rows[1]);
+    AppendView view{layer_.view, batch.view, k.data(), v.data()};
+    device_.attach(view.layer);
+    ASSERT_EQ(append(view, nullptr), cudaSuccess);
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    lengths_ = after;
+  }
+
+  void expect_contents() {
+    for (std::size_t i = 0; i < lengths_.size(); ++i)
+      layer_.store(layer_.slot(static_cast<int>(i)), lengths_[i], tokens_[i].of);
+    const LayerContents found{device_.pool.host(), device_.sinks.host(), device_.open.host()};
+    EXPECT_EQ(found.sinks, layer_.contents.sinks);
+    for (std::size_t i = 0; i < lengths_.size(); ++i) expect_open_rows(found, static_cast<int>(i));
+    const auto& expected = layer_.contents.pool;
+    std::size_t differing = 0;
+    for (std::size_t i = 0; i < expected.size(); ++i) differing += found.pool[i] != expected[i];
+    EXPECT_LE(static_cast<double>(differing),
+              kDifferingBytes * static_cast<double>(expected.size()));
+  }
+
+ private:
+  void expect_open_rows(const LayerContents& found, int sequence) const {
+    const int slot = layer_.slot(sequence), length = lengths_[size(sequence)];
+    const int sinks = layer_.view.sink_tokens;
+    const int open = sinks + full_pages(length, sinks) * quant::kPageTokens;
+    for (int side = 0; side < 2; ++side)
+      for (int head = 0; head < layer_.view.kv_heads; ++head)
+        for (int position = open; position < length; ++position)
+          EXPECT_TRUE(
+              std::ranges::equal(layer_.plain_row(found, slot, side, head, position),
+                                 layer_.plain_row(layer_.contents, slot, side, head, position)))
+              << "sequence " << sequence << " side " << side << " position " << position;
+  }
+
+  DeviceLayer layer_;
+  DeviceContents device_;
+  std::vector<int> lengths_;
+  std::vector<Vectors> tokens_;
+  std::uint32_t draw_ = 0;
+};
+
+class Append : public OnDevice {};
+
+TEST_P(Append, PrefillAndTheStepAfterItMatchTheCodec) {
+  const std::vector<int> first{1, 3, 4, 5, 63, 64, 67, 68, 127, 132};
+  const std::vector<int> second{1, 1, 64, 63, 5, 4, 1, 1, 70, 136};
+  Appender appender(GetParam().make(), 0, static_cast<int>(first.size()), 300);
+  appender.step(first);
+  appender.step(second);
+  appender.expect_contents();
+}
+
+INSTANTIATE_TEST_SUITE_P(Plans, Append, ::testing::ValuesIn(quant::testing::paged_plans()),
+                         [](const auto& row) { return std::string(row.param.name); });
+
+std::vector<PagedPlan> rotary_plans() {
+  const auto with = [](auto change) {
+    return [change] {
+      PlanBundle b = calibrated_plan(64, 8, {{8, 6, 5, 4, 4, 3, 2, 0}}, {{4, 4, 3, 3, 2, 2, 1, 1}});
+      change(b);
+      return b;
+    };
+  };
+  const auto partial = [](PlanBundle& b) {
+    b.plan.model.rotary_dim = 24;
+    for (LayerTensors& layer : b.tensors.layers) layer.inv_freq.resize(12);
+  };
+  return {{"Interleaved", with([](PlanBundle& b) { b.plan.model.rope.style = "interleaved"; })},
+          {"Partial", with(partial)},
+          {"PartialInterleaved", with([partial](PlanBundle& b) {
+             partial(b);
+             b.plan.model.rope.style = "interleaved";
+           })},
+          {"WithoutRotary", with([](PlanBundle& b) {
+             b.plan.model.rope.style = "none";
+             for (LayerTensors& layer : b.tensors.layers) layer.inv_freq.clear();
+           })},
+          {"WithoutSinks", with([](PlanBundle& b) { b.plan.sink_tokens = 0; })},
+          {"ScaleOne", with([](PlanBundle& b) { b.plan.scale_rule = "one"; })},
+          {"ScaleNormCorrected", with([](PlanBundle& b) { b.plan.scale_rule = "norm_corrected"; })},
+          {"ScaleBiased", with([](PlanBundle& b) { b.plan.scale_rule = "biased"; })}};
+}
+
+class AppendOptions : public OnDevice {};
+
+TEST_P(AppendOptions, MatchTheCodec) {
+  Appender appender(GetParam().make(), 0, 2, 300);
+  appender.step({70, 196});
+  appender.expect_contents();
+}
+
+INSTANTIATE_TEST_SUITE_P(Plans, AppendOptions, ::testing::ValuesIn(rotary_plans()),
+                         [](const auto& row) { return std::string(row.param.name); });
+
+class AppendSteps : public OnDevice {};
+
+TEST_P(AppendSteps, OneTokenAtATime) {
+  Appender appender(GetParam().make(), 1, 2, 200);
+  appender.step({1, 60});
+  for (int i = 1; i < 134; ++i) appender.step({1, 1});
+  appender.expect_contents();
+}
+
+INSTANTIATE_TEST_SUITE_P(Plans, AppendSteps,
+                         ::testing::Values(PagedPlan{"Mixed",
+                                                     [] {
+                                                       return calibrated_plan(
+                                                           64, 8, {{8, 7, 6, 5, 4, 3, 2, 1}},
+                                                           {{2, 2, 2, 1, 1, 1, 0, 0}});
+                                                     }}),
+                         [](const auto& row) { return std::string(row.param.name); });
+
+}  // namespace
+}  // namespace kvplan::kernels

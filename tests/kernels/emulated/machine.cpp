@@ -1,0 +1,165 @@
+#include "tests/kernels/emulated/machine.h"
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace kvplan::kernels::emulated {
+namespace {
+
+constexpr int kLanes = 32;
+constexpr std::size_t kStackBytes = 128 * 1024;
+
+struct Barrier {
+  int arrived = 0;
+  std::uint64_t generation = 0;
+};
+
+struct Fiber {
+  std::unique_ptr<std::byte[]> stack;
+  ucontext_t start;
+  jmp_buf state;
+  bool started = false, finished = false;
+};
+
+struct Warp {
+  Barrier barrier;
+  int alive = 0;
+  alignas(64) std::byte slots[kLanes][kSlotBytes];
+};
+
+struct Machine {
+  BlockShape shape;
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  Barrier block_barrier;
+  int alive = 0;
+  std::vector<std::byte> shared;
+  std::size_t shared_bytes = 0;
+  const std::function<void()>* body = nullptr;
+  int current = 0;
+  std::uint64_t events = 0;  // barriers passed and threads finished
+  std::exception_ptr error;
+  jmp_buf scheduler;
+};
+
+Machine machine;
+
+void pass(Barrier& barrier) {
+  barrier.arrived = 0;
+  ++barrier.generation;
+  ++machine.events;
+}
+
+// Back to the scheduler; returns when the fiber is scheduled again.
+void yield() {
+  if (_setjmp(machine.fibers[static_cast<std::size_t>(machine.current)].state) == 0)
+    _longjmp(machine.scheduler, 1);
+}
+
+void wait(Barrier& barrier, const int& members) {
+  if (++barrier.arrived == members) return pass(barrier);
+  const std::uint64_t generation = barrier.generation;
+  while (barrier.generation == generation) yield();
+}
+
+void fiber_main() {
+  try {
+    (*machine.body)();
+  } catch (...) {
+    if (!machine.error) machine.error = std::current_exception();
+  }
+  Fiber& fiber = machine.fibers[static_cast<std::size_t>(machine.current)];
+  Warp& warp = machine.warps[static_cast<std::size_t>(machine.current / kLanes)];
+  fiber.finished = true;
+  ++machine.events;
+  // Those who wait for threads that are gone go on.
+  if (--warp.alive > 0 && warp.barrier.arrived == warp.alive) pass(warp.barrier);
+  if (--machine.alive > 0 && machine.block_barrier.arrived == machine.alive)
+    pass(machine.block_barrier);
+  _longjmp(machine.scheduler, 1);
+}
+
+void resume(int index) {
+  machine.current = index;
+  Fiber& fiber = machine.fibers[static_cast<std::size_t>(index)];
+  if (_setjmp(machine.scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.state, 1);
+  fiber.started = true;
+  setcontext(&fiber.start);
+}
+
+void run_block(int threads) {
+  const auto count = static_cast<std::size_t>(threads);
+  if (machine.fibers.size() < count) machine.fibers.resize(count);
+  machine.warps.assign((count + kLanes - 1) / kLanes, {});
+  machine.block_barrier = {};
+  machine.alive = threads;
+  std::memset(machine.shared.data(), 0xff, machine.shared.size());
+  for (std::size_t i = 0; i < count; ++i) {
+    Fiber& fiber = machine.fibers[i];
+    if (!fiber.stack) fiber.stack = std::make_unique<std::byte[]>(kStackBytes);
+    fiber.started = fiber.finished = false;
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = fiber.stack.get();
+    fiber.start.uc_stack.ss_size = kStackBytes;
+    fiber.start.uc_link = nullptr;
+    makecontext(&fiber.start, fiber_main, 0);
+    ++machine.warps[i / kLanes].alive;
+  }
+  while (machine.alive > 0 && !machine.error) {
+    const std::uint64_t before = machine.events;
+    for (int i = 0; i < threads; ++i)
+      if (!machine.fibers[static_cast<std::size_t>(i)].finished) resume(i);
+    if (machine.events == before) throw std::logic_error("threads of a block wait for ever");
+  }
+  if (machine.error) std::rethrow_exception(std::exchange(machine.error, nullptr));
+}
+
+}  // namespace
+
+int thread() { return machine.current; }
+const BlockShape& block_shape() { return machine.shape; }
+std::byte* shared_memory() {
+  auto at = reinterpret_cast<std::uintptr_t>(machine.shared.data());
+  return machine.shared.data() + (1024 - at % 1024) % 1024;
+}
+std::byte* shared_at(std::uint32_t address, std::size_t bytes) {
+  if (address < kSharedBase || address - kSharedBase + bytes > machine.shared_bytes)
+    throw std::out_of_range("shared address " + std::to_string(address) + " of " +
+                            std::to_string(machine.shared_bytes) + " bytes");
+  return shared_memory() + (address - kSharedBase);
+}
+std::byte* slot(int lane) {
+  return machine.warps[static_cast<std::size_t>(machine.current / kLanes)].slots[lane];
+}
+void sync_warp() {
+  Warp& warp = machine.warps[static_cast<std::size_t>(machine.current / kLanes)];
+  wait(warp.barrier, warp.alive);
+}
+void sync_block() { wait(machine.block_barrier, machine.alive); }
+
+cudaError_t run_grid(int blocks, int blocks_y, int blocks_z, int threads, std::size_t shared_bytes,
+                     const std::function<void()>& body) {
+  if (shared_bytes > kMaxSharedBytes || threads < 1 || threads > 1024 || blocks < 1)
+    return cudaErrorInvalidValue;
+  machine.shared.assign(shared_bytes + 2048, {});
+  machine.shared_bytes = shared_bytes;
+  machine.body = &body;
+  for (int z = 0; z < blocks_z; ++z)
+    for (int y = 0; y < blocks_y; ++y)
+      for (int x = 0; x < blocks; ++x) {
+        machine.shape = {x, y, z, blocks, threads};
+        run_block(threads);
+      }
+  return cudaSuccess;
+}
+
+}  // namespace kvplan::kernels::emulated

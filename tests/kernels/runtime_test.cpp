@@ -1,0 +1,289 @@
+// The CUDA runtime against the CPU reference, end to end. Compiled twice: for the GPU, where it
+// skips aloud without one, and for the emulated device.
+
+#include "kernels/runtime.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+
+#include "kernels/cuda_cache.h"
+#include "quant/packing.h"
+#include "quant/random.h"
+#include "schemas/error.h"
+#include "tests/quant/page_fixtures.h"
+
+namespace kvplan::kernels {
+namespace {
+
+using namespace kvplan::quant::testing;
+using quant::AttentionOptions;
+using quant::CacheGeometry;
+using quant::SequenceStep;
+
+constexpr double kOutputTolerance = 2e-3;  // of the norm of a query head's output
+constexpr double kLogSumTolerance = 2e-3;
+
+bool device_is_missing() {
+  kvplan_device_info info;
+  return kvplan_query_device(0, &info) != KVPLAN_OK;
+}
+
+CacheGeometry geometry_of(const PlanBundle& bundle, int queries_per_kv = 2, int sequences = 4,
+                          std::int64_t max_tokens = 300) {
+  CacheGeometry geometry;
+  geometry.query_heads = queries_per_kv * bundle.plan.model.kv_heads;
+  geometry.max_sequences = sequences;
+  geometry.max_tokens = max_tokens;
+  return geometry;
+}
+
+/// The same random steps for the runtime and the reference.
+class Both {
+ public:
+  Both(const PlanBundle& bundle, const CacheGeometry& geometry)
+      : cuda_(make_cuda_cache(bundle, geometry)),
+        reference_(quant::make_reference_cache(bundle, geometry)),
+        layers_(static_cast<int>(bundle.plan.layers.size())),
+        kv_row_(static_cast<std::size_t>(bundle.plan.model.kv_heads * bundle.plan.model.head_dim)),
+        head_dim_(static_cast<std::size_t>(bundle.plan.model.head_dim)),
+        query_heads_(static_cast<std::size_t>(geometry.query_heads)) {}
+
+  quant::KvCache& cuda() { return *cuda_; }
+  const std::vector<float>& outputs() const { return outputs_; }
+
+  /// A step of every layer; `attention` none: only appended.
+  void step(const std::vector<SequenceStep>& parts,
+            const std::vector<AttentionOptions>& attention = {{}}) {
+    std::size_t rows = 0;
+    for (const SequenceStep& part : parts) rows += static_cast<std::size_t>(part.tokens);
+    cuda_->begin_step(parts);
+    reference_->begin_step(parts);
+    for (int layer = 0; layer < layers_; ++layer) {
+      const auto k = vectors(rows * kv_row_), v = vectors(rows * kv_row_);
+      cuda_->append(layer, k, v);
+      reference_->append(layer, k, v);
+      for (const AttentionOptions& options : attention) attend(layer, rows, options);
+    }
+  }
+  /// Fills a slot in one step without attention.
+  void fill(int slot, int tokens) { step({{slot, tokens}}, {}); }
+  void fork(int from, int to) {
+    cuda_->fork(from, to);
+    reference_->fork(from, to);
+  }
+  void release(int slot) {
+    cuda_->release(slot);
+    reference_->release(slot);
+  }
+  void expect_equal_vectors(int slot) {
+    const std::int64_t length = reference_->length(slot);
+    ASSERT_EQ(cuda_->length(slot), length);
+    ASSERT_EQ(cuda_->free_blocks(), reference_->free_blocks());
+    std::vector<float> found(static_cast<std::size_t>(length) * kv_row_), expected(found.size());
+    for (int layer = 0; layer < layers_; ++layer)
+      for (const Side side : kSides) {
+        cuda_->read_back(layer, side, slot, 0, length, found);
+        reference_->read_back(layer, side, slot, 0, length, expected);
+        SCOPED_TRACE(::testing::Message()
+                     << "slot " << slot << " layer " << layer << " " << side_name(side));
+        for (std::size_t t = 0; t < static_cast<std::size_t>(length); ++t)
+          ASSERT_LT(relative_distance(std::span(found).subspan(t * kv_row_, kv_row_),
+                                      std::span(expected).subspan(t * kv_row_, kv_row_)),
+                    kReadBackTolerance)
+              << "position " << t;
+      }
+  }
+
+ private:
+  static constexpr double kReadBackTolerance = 1e-5;  // sums in another order
+
+  std::vector<std::uint16_t> vectors(std::size_t count) {
+    std::vector<std::uint16_t> bits(count);
+    for (std::uint16_t& x : bits) x = quant::to_half(static_cast<float>(random_.next_normal()));
+    return bits;
+  }
+  static double relative_distance(std::span<const float> found, std::span<const float> expected) {
+    double error = 0, energy = 0;
+    for (std::size_t i = 0; i < found.size(); ++i) {
+      error += std::pow(double{found[i]} - expected[i], 2);
+      energy += std::pow(double{expected[i]}, 2);
+    }
+    return std::isfinite(error) ? std::sqrt(error / std::max(energy, 1e-12)) : 1e30;
+  }
+
+  void attend(int layer, std::size_t rows, const AttentionOptions& options) {
+    const auto q = vectors(rows * query_heads_ * head_dim_);
+    constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+    std::vector<float> found(q.size(), kNan), expected(q.size());
+    std::vector<float> found_lse(rows * query_heads_, kNan), expected_lse(found_lse.size());
+    SCOPED_TRACE(::testing::Message() << "layer " << layer << " window " << options.window
+                                      << " cap " << options.soft_cap << " scale " << options.scale);
+    cuda_->attend(layer, q, options, found, found_lse);
+    reference_->attend(layer, q, options, expected, expected_lse);
+    for (std::size_t i = 0; i < found_lse.size(); ++i) {
+      ASSERT_NEAR(found_lse[i], expected_lse[i], kLogSumTolerance)
+          << "row " << i / query_heads_ << " head " << i % query_heads_;
+      ASSERT_LT(relative_distance(std::span(found).subspan(i * head_dim_, head_dim_),
+                                  std::span(expected).subspan(i * head_dim_, head_dim_)),
+                kOutputTolerance)
+          << "row " << i / query_heads_ << " head " << i % query_heads_;
+    }
+    outputs_.insert(outputs_.end(), found.begin(), found.end());
+    outputs_.insert(outputs_.end(), found_lse.begin(), found_lse.end());
+  }
+
+  std::unique_ptr<quant::KvCache> cuda_, reference_;
+  int layers_;
+  std::size_t kv_row_, head_dim_, query_heads_;
+  quant::RandomStream random_{7, quant::StreamPurpose::kTest};
+  std::vector<float> outputs_;  // of all attend() calls
+};
+
+PlanBundle mixed_plan() {
+  return calibrated_plan(64, 8, {{8, 6, 4, 3, 2, 2, 1, 0}, {2, 2, 2, 2, 2, 2, 0, 0}},
+                         {{3, 3, 3, 3, 2, 2, 1, 1}, {16, 16, 16, 16, 16, 16, 16, 16}});
+}
+
+class Runtime : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (device_is_missing()) GTEST_SKIP() << kvplan_last_error();
+  }
+};
+
+// Every kind of plan: sinks, a page boundary, a ragged batch.
+class RuntimePlans : public ::testing::TestWithParam<PagedPlan> {
+ protected:
+  void SetUp() override {
+    if (device_is_missing()) GTEST_SKIP() << kvplan_last_error();
+  }
+};
+
+TEST_P(RuntimePlans, AttendsAndReadsBackAsTheReference) {
+  const PlanBundle bundle = GetParam().make();
+  Both both(bundle, geometry_of(bundle));
+  both.step({{0, 131}, {2, 3}, {3, 67}}, {});
+  both.step({{3, 1}, {0, 2}, {2, 1}});
+  both.step({{0, 4}, {1, 1}, {3, 2}});
+  for (const int slot : {0, 1, 2, 3}) both.expect_equal_vectors(slot);
+}
+
+INSTANTIATE_TEST_SUITE_P(Plans, RuntimePlans, ::testing::ValuesIn(paged_plans()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST_F(Runtime, AttendsAtEveryLengthAroundSinksAndPages) {
+  const PlanBundle bundle = mixed_plan();
+  const std::vector<int> lengths = {0, 1, 2, 3, 4, 62, 63, 64, 65, 66, 67, 68, 126, 131, 132, 200};
+  CacheGeometry geometry = geometry_of(bundle, 3, static_cast<int>(lengths.size()));
+  Both both(bundle, geometry);
+  std::vector<SequenceStep> fill, one, several;
+  for (int slot = 0; slot < geometry.max_sequences; ++slot) {
+    const int length = lengths[static_cast<std::size_t>(slot)];
+    if (length > 0) fill.push_back({slot, length});
+    one.insert(one.begin(), {slot, 1});
+    several.push_back({slot, 1 + slot % 4});
+  }
+  both.step(fill, {});
+  both.step(one);
+  both.step(several);
+}
+
+TEST_F(Runtime, AttendsWithWindowsCapsAndScales) {
+  const PlanBundle bundle = mixed_plan();
+  Both both(bundle, geometry_of(bundle));
+  both.step({{0, 200}, {1, 66}, {2, 5}}, {});
+  std::vector<AttentionOptions> options;
+  for (const int window : {1, 2, 63, 64, 65, 100, 132, 1000}) options.push_back({0, 0, window});
+  options.push_back({0.05f, 0, 0});
+  options.push_back({0, 2, 0});
+  options.push_back({0.2f, 20, 70});
+  both.step({{0, 3}, {1, 2}, {2, 4}}, options);
+}
+
+TEST_F(Runtime, ServesEveryGroupSize) {
+  const PlanBundle bundle = calibrated_plan(64, 16, {{4, 3, 2, 2}}, {{3, 3, 2, 0}});
+  for (const int queries_per_kv : {1, 2, 3, 4, 5, 7, 8, 9, 12, 16}) {
+    SCOPED_TRACE(queries_per_kv);
+    Both both(bundle, geometry_of(bundle, queries_per_kv, 2, 200));
+    both.step({{0, 140}, {1, 20}}, {});
+    both.step({{1, 1}, {0, 1}});
+    both.step({{1, 4}, {0, 3}});
+  }
+}
+
+TEST_F(Runtime, GrowsTokenByTokenOverAPage) {
+  const PlanBundle bundle = mixed_plan();
+  Both both(bundle, geometry_of(bundle));
+  both.fill(1, 60);
+  for (int t = 0; t < 12; ++t) both.step({{1, 1}});
+  both.expect_equal_vectors(1);
+}
+
+TEST_F(Runtime, ForksShareFullPagesAndDivergeAfter) {
+  const PlanBundle bundle = mixed_plan();
+  Both both(bundle, geometry_of(bundle));
+  both.fill(0, 150);
+  both.fork(0, 2);
+  both.step({{0, 1}, {2, 2}});
+  both.fork(2, 1);
+  both.release(0);
+  both.step({{1, 50}, {2, 3}}, {});
+  both.step({{1, 1}, {2, 1}});
+  for (const int slot : {1, 2}) both.expect_equal_vectors(slot);
+}
+
+TEST_F(Runtime, ReusedSlotsAndBlocksShowNothingOfTheirPast) {
+  const PlanBundle bundle = mixed_plan();
+  CacheGeometry geometry = geometry_of(bundle);
+  geometry.blocks = 8;
+  Both both(bundle, geometry);
+  both.step({{0, 260}, {1, 140}, {2, 70}}, {});
+  both.release(1);
+  both.release(0);
+  both.step({{1, 2}, {0, 70}, {3, 200}}, {});
+  both.release(0);
+  both.step({{3, 1}, {1, 1}, {0, 1}, {2, 1}});
+  both.step({{0, 4}, {1, 66}}, {});
+  both.step({{0, 1}, {1, 3}, {2, 2}});
+  for (const int slot : {0, 1, 2, 3}) both.expect_equal_vectors(slot);
+}
+
+TEST_F(Runtime, TwoRunsGiveEqualBytes) {
+  const PlanBundle bundle = mixed_plan();
+  std::array<std::vector<float>, 2> outputs;
+  for (std::vector<float>& output : outputs) {
+    Both both(bundle, geometry_of(bundle));
+    both.step({{0, 280}, {1, 64}}, {});
+    both.step({{0, 2}, {1, 1}});
+    output = both.outputs();
+  }
+  ASSERT_EQ(outputs[0].size(), outputs[1].size());
+  EXPECT_EQ(std::memcmp(outputs[0].data(), outputs[1].data(), outputs[0].size() * sizeof(float)),
+            0);
+}
+
+TEST_F(Runtime, SharesItsPoolUntilItIsEmptyAndRefusesWithoutHarm) {
+  const PlanBundle bundle = mixed_plan();
+  CacheGeometry geometry = geometry_of(bundle);
+  geometry.blocks = 3;
+  Both both(bundle, geometry);
+  both.step({{0, 132}, {1, 60}}, {});
+  const std::vector<SequenceStep> too_much = {{1, 8}, {2, 70}};
+  EXPECT_THROW(both.cuda().begin_step(too_much), MemoryError);
+  EXPECT_EQ(both.cuda().length(1), 60);
+  EXPECT_EQ(both.cuda().length(2), 0);
+  both.step({{1, 4}, {0, 1}});
+  both.release(0);
+  both.step({{2, 70}}, {});
+  both.step({{2, 1}, {1, 1}});
+  for (const int slot : {1, 2}) both.expect_equal_vectors(slot);
+}
+
+}  // namespace
+}  // namespace kvplan::kernels
