@@ -20,7 +20,6 @@ constexpr double kTolerance = 1e-5;  // of the largest number of a row
 constexpr double kLogSumTolerance = 1e-5;
 constexpr float kNothing = -1e30f;  // maximum of a column that reads nothing
 
-
 struct Step {
   const char* name;
   int queries_per_kv;
