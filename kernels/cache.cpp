@@ -134,6 +134,7 @@ void Cache::place_layers(const PlanBundle& bundle, const CachePlan& plan) {
     layer.pool = take<std::byte>(pages_, pages, buffers[l].pool);
     layer.sinks = take<std::uint16_t>(open_, open, buffers[l].sinks);
     layer.open = take<std::uint16_t>(open_, open, buffers[l].open);
+    layer.costs = work_costs(plan.formats[l], quant::phase_steps(plan.formats[l]));
     layer.shared = plan.decode_shapes[l].shared;
     layer.shared_bytes = plan.decode_shapes[l].shared_bytes;
     layer.outliers = std::ranges::any_of(plan.formats[l].heads, [](const quant::HeadLayout& head) {

@@ -42,7 +42,36 @@ class SharedSpace {
 
 std::size_t rounded(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
 
+// Instructions of a warp on a tile of kUnitPages pages, as compiled for sm_90a (keys and values
+// together, halved).
+std::uint32_t tile_instructions(const quant::TileRun& run) {
+  constexpr std::uint32_t kFull[] = {0, 91, 186, 131, 118, 267, 258, 267, 243};
+  constexpr std::uint32_t kHalf[] = {0, 86, 90, 106, 96, 187, 176, 202, 190};
+  if (run.code == quant::TileCode::kUniform) return 80;
+  if (run.code == quant::TileCode::kHalf) return run.half != 0 ? 146 : 47;
+  return run.half != 0 ? kHalf[run.width] : kFull[run.width];
+}
+
 }  // namespace
+
+WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
+  constexpr std::uint32_t kGroup = 640, kChunkCopy = 26, kRotaryStep = 90;
+  if (format.heads.size() > kMaxKvHeads)
+    throw InternalError("the decode kernel serves at most " + std::to_string(kMaxKvHeads) +
+                        " KV heads, found " + std::to_string(format.heads.size()));
+  WorkCosts costs;
+  for (std::size_t h = 0; h < format.heads.size(); ++h) {
+    const quant::HeadLayout& head = format.heads[h];
+    std::uint32_t sum = kGroup + kChunkCopy * (head.k.norm_offset / kChunk) +
+                        kRotaryStep * static_cast<std::uint32_t>(phase_steps);
+    for (const quant::SideLayout* side : {&head.k, &head.v})
+      for (int i = 0; i < side->run_count + side->outlier_runs; ++i)
+        sum += tile_instructions(side->runs[i]) * side->runs[i].tiles;
+    costs.head[h] = sum;
+    costs.all += sum;
+  }
+  return costs;
+}
 
 DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int phase_steps,
                          bool split_tile, int multiprocessors) {

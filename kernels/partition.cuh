@@ -1,9 +1,9 @@
 #pragma once
 // Which warp of the decode grid works on what. A sequence offers each of its segments (KV head,
-// column block) units: unit 0 is the fp16 tokens,
-// each other one up to kUnitPages visible packed pages. All units are laid end to end, sequence
-// after sequence, segment after segment, each as long as its page has bytes, and the line is cut
-// into equal pieces: warp w owns the units that start in piece w.
+// column block) units: unit 0 is the fp16 tokens, each other one up to kUnitPages visible packed
+// pages. All units are laid end to end, sequence after sequence, segment after segment, each as
+// long as the work on it takes, and the line is cut into equal pieces: warp w owns the units that
+// start in piece w.
 
 #include "kernels/ptx.cuh"
 #include "kernels/views.h"
@@ -30,11 +30,10 @@ KVPLAN_DEVICE SequenceUnits sequence_units(const AttentionView& v, int sequence)
 
 /// Length of a unit of a KV head, and of one unit of every segment of a sequence.
 KVPLAN_DEVICE std::uint32_t unit_cost(const AttentionView& v, int head) {
-  return v.layer.heads[head].page_bytes / quant::kPageAlignment;
+  return v.layer.costs.head[head];
 }
 KVPLAN_DEVICE std::uint64_t sequence_cost(const AttentionView& v) {
-  return std::uint64_t{v.layer.block_bytes / quant::kPageAlignment} *
-         static_cast<std::uint64_t>(v.column_blocks);
+  return std::uint64_t{v.layer.costs.all} * static_cast<std::uint64_t>(v.column_blocks);
 }
 
 /// The line and its pieces. Built by a whole warp.

@@ -8,6 +8,10 @@
 
 namespace kvplan::kernels {
 
+// Tiles of 16 channels whose rows are loaded together: these tokens are read cold and by one warp,
+// so every round trip to memory counts.
+inline constexpr int kLoadedTiles = 2;
+
 // Rows of fp16 vectors, tokens of one KV head.
 struct Rows {
   const std::uint16_t* k = nullptr;
@@ -28,19 +32,25 @@ KVPLAN_DEVICE void attend_rows(const AttentionView& v, const Work& work, Running
   const int g = lane() >> 2, t = lane() & 3, d = v.layer.head_dim;
   Scores<1> s = {};
   const uint2* query = v.plain_query + std::int64_t{work.segment} * v.plain_tiles * kLanes + lane();
-#pragma unroll 4
-  for (int j = 0; j < v.plain_tiles; ++j) {
-    const uint2 q = query[j * kLanes];
+#pragma unroll 1
+  for (int first = 0; first < v.plain_tiles; first += kLoadedTiles) {
+    uint2 q[kLoadedTiles];
+    std::uint32_t a[kLoadedTiles][kRows][4];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      if (16 * i >= rows.count) break;
-      std::uint32_t a[4];
+    for (int u = 0; u < kLoadedTiles; ++u) {
+      const int j = first + u;
+      q[u] = j < v.plain_tiles ? query[j * kLanes] : uint2{0, 0};
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        a[k] = row_pair(rows.k, 16 * i + g + 8 * (k & 1), rows.count, 16 * j + 2 * t + 8 * (k >> 1),
-                        d);
-      mma(s[0][i], a, q.x, q.y);
+      for (int i = 0; i < kRows; ++i)
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          a[u][i][k] = row_pair(rows.k, 16 * i + g + 8 * (k & 1), rows.count,
+                                16 * j + 2 * t + 8 * (k >> 1), d);
     }
+#pragma unroll
+    for (int u = 0; u < kLoadedTiles; ++u)
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) mma(s[0][i], a[u][i], q[u].x, q[u].y);
   }
   if (v.soft_cap > 0) cap<1>(s, v.soft_cap);
   mask<1>(s, v, work, static_cast<int>(rows.first), rows.count);
@@ -50,22 +60,32 @@ KVPLAN_DEVICE void attend_rows(const AttentionView& v, const Work& work, Running
   const float ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
   Weights<1> p;
   make_weights<1>(p, s, 0, ones);
-#pragma unroll 4
-  for (int j = 0; j < v.plain_tiles; ++j) {
-    const float4 before = work.output[j * kLanes + lane()];
-    float sum[4] = {before.x * factor[0], before.y * factor[1], before.z * factor[0],
-                    before.w * factor[1]};
+#pragma unroll 1
+  for (int first = 0; first < v.plain_tiles; first += kLoadedTiles) {
+    std::uint32_t loaded[kLoadedTiles][kRows][4];  // tokens x channels
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      if (16 * i >= rows.count) break;
-      std::uint32_t a[4];  // channels x tokens
+    for (int u = 0; u < kLoadedTiles; ++u)
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        a[k] = transpose8x8(row_pair(rows.v, 16 * i + g + 8 * (k >> 1), rows.count,
-                                     16 * j + 2 * t + 8 * (k & 1), d));
-      mma(sum, a, p[0][i][0], p[0][i][1]);
+      for (int i = 0; i < kRows; ++i)
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          loaded[u][i][k] = row_pair(rows.v, 16 * i + g + 8 * (k >> 1), rows.count,
+                                     16 * (first + u) + 2 * t + 8 * (k & 1), d);
+#pragma unroll
+    for (int u = 0; u < kLoadedTiles; ++u) {
+      if (first + u >= v.plain_tiles) break;
+      float4& output = work.output[(first + u) * kLanes + lane()];
+      float sum[4] = {output.x * factor[0], output.y * factor[1], output.z * factor[0],
+                      output.w * factor[1]};
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        std::uint32_t a[4];  // channels x tokens
+#pragma unroll
+        for (int k = 0; k < 4; ++k) a[k] = transpose8x8(loaded[u][i][k]);
+        mma(sum, a, p[0][i][0], p[0][i][1]);
+      }
+      output = {sum[0], sum[1], sum[2], sum[3]};
     }
-    work.output[j * kLanes + lane()] = {sum[0], sum[1], sum[2], sum[3]};
   }
 }
 

@@ -34,15 +34,27 @@ struct Product {
         columns(matrix + rows * (head_dim + 4)),
         parts(columns + head_dim * kProductColumns) {}
 
-  /// Copies row source(row) of `depth` floats for the rows where it is not null.
+  /// Copies row source(row) of `depth` floats; 0 where it is null.
   template <class Source>
   KVPLAN_DEVICE void load(Source source) const {
-    const int quads = depth / 4;
-    for (int i = thread(); i < rows * quads; i += kProductThreads) {
-      const int row = i / quads, quad = i % quads;
-      if (const float* const from = source(row))
-        reinterpret_cast<float4*>(matrix + row * (depth + 4))[quad] =
-            reinterpret_cast<const float4*>(from)[quad];
+    constexpr int kLoaded =
+        8;  // by a thread before it stores: round trips to memory are what costs
+    const int quads = depth / 4, all = rows * quads;
+    for (int first = thread(); first < all; first += kLoaded * kProductThreads) {
+      float4 loaded[kLoaded];
+#pragma unroll
+      for (int k = 0; k < kLoaded; ++k) {
+        const int i = first + k * kProductThreads;
+        const float* const from = i < all ? source(i / quads) : nullptr;
+        loaded[k] =
+            from != nullptr ? reinterpret_cast<const float4*>(from)[i % quads] : float4{0, 0, 0, 0};
+      }
+#pragma unroll
+      for (int k = 0; k < kLoaded; ++k) {
+        const int i = first + k * kProductThreads;
+        if (i < all)
+          reinterpret_cast<float4*>(matrix + i / quads * (depth + 4))[i % quads] = loaded[k];
+      }
     }
   }
 

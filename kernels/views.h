@@ -13,7 +13,8 @@ namespace kvplan::kernels {
 
 inline constexpr int kColumns = 8;          // of the queries that one pass over a page serves
 inline constexpr int kMaxLevelTables = 16;  // distinct level tables of a layer
-inline constexpr int kUnitPages = 2;        // packed pages that a warp of `decode` takes at a time
+inline constexpr int kMaxKvHeads = 128;
+inline constexpr int kUnitPages = 2;  // packed pages that a warp of `decode` takes at a time
 inline constexpr int kDecodeWarps =
     12;  // of a block of `decode`, at most: 168 registers per thread
 inline constexpr std::uint32_t kSharedBase = 1024;  // where the shared window of a block starts
@@ -73,6 +74,14 @@ struct SharedMap {
   std::int32_t rings = 0, ring_bytes = 0;  // tiles on their way: of all warps; of one page
 };
 
+/// How long a warp of `decode` works on kUnitPages pages of a KV head, in any unit.
+struct WorkCosts {
+  std::uint32_t head[kMaxKvHeads] = {};
+  std::uint32_t all = 0;  // sum over the heads
+};
+/// From the instructions that the tiles of a head take. InternalError beyond kMaxKvHeads.
+WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps);
+
 /// One layer of the cache.
 struct LayerView {
   int kv_heads = 0, head_dim = 0, sink_tokens = 0;
@@ -109,6 +118,7 @@ struct LayerView {
                 // fp16; row 16 i + .., columns (cos, sin) of frequencies 8 s + t and 8 s + 4 + t
   const uint4* rotary_tile_low =
       nullptr;  // what fp16 rounding left of it, scaled by 2048; null: not needed
+  WorkCosts costs;
   SharedMap shared;
   std::size_t shared_bytes = 0;  // of a block of `decode`
   bool outliers = false;         // some head has outlier channels

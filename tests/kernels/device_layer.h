@@ -14,6 +14,7 @@
 #include "kernels/runtime.h"
 #include "kernels/static_data.h"
 #include "kernels/views.h"
+#include "quant/cache_size.h"
 #include "quant/packing.h"
 #include "quant/random.h"
 #include "tests/quant/page_fixtures.h"
@@ -90,6 +91,7 @@ class DeviceLayer {
     check(cudaMemcpy(statics_.data(), data.image.data(), data.image.size(), cudaMemcpyHostToDevice),
           "copy");
     view = data.layers[size(layer)];
+    view.costs = work_costs(format, quant::phase_steps(format));
 
     // 7 steps on, round a pool of a size that 7 does not divide.
     const int count = slots * pages, round = count % 7 == 0 ? count + 1 : count;

@@ -144,7 +144,7 @@ class Partials {
         for (int unit = 0; unit < 1 + page_units; ++unit) {
           const int segment = static_cast<int>(i) * layer_.view.kv_heads * blocks_ + s;
           units.push_back({segment, length});
-          length += layer_.format.heads[size(s / blocks_)].page_bytes / quant::kPageAlignment;
+          length += layer_.view.costs.head[size(s / blocks_)];
         }
     }
     const auto count = static_cast<std::uint64_t>(warps);
