@@ -12,7 +12,8 @@
 namespace kvplan::kernels {
 
 // Calls use(words, tile, index) for the tiles of runs first .. end - 1, one after the other;
-// `offset` in the page moves on.
+// `offset` in the page moves on. Within a run of few words the next tile is in registers before one
+// is used, so that the way from shared memory is hidden.
 template <int Pages, class Use>
 KVPLAN_DEVICE void for_tiles(Stream<Pages>& stream, const RunEntry* runs, int first, int end,
                              std::uint32_t& offset, Use use) {
@@ -23,14 +24,27 @@ KVPLAN_DEVICE void for_tiles(Stream<Pages>& stream, const RunEntry* runs, int fi
     with_tile(run.kind, (std::uint32_t{run.table} << kEntryShift) + 4 * lane(),
               [&](const auto& tile) {
                 constexpr int kWords = std::remove_reference_t<decltype(tile)>::kWords;
+                constexpr bool kAhead = kWords <= 4;
+                std::uint32_t words[Pages][kWords], next[Pages][kWords];
+                const auto load = [&](std::uint32_t(&to)[Pages][kWords]) {
+                  stream.advance(offset + run.bytes);
+#pragma unroll
+                  for (int n = 0; n < Pages; ++n) tile.load(to[n], stream.tile(n, offset));
+                  offset += run.bytes;
+                };
+                if constexpr (kAhead) load(next);
 #pragma unroll 1
                 for (int j = 0; j < run.tiles; ++j, ++index) {
-                  stream.advance(offset + run.bytes);
-                  std::uint32_t words[Pages][kWords];
+                  if constexpr (kAhead) {
 #pragma unroll
-                  for (int n = 0; n < Pages; ++n) tile.load(words[n], stream.tile(n, offset));
+                    for (int n = 0; n < Pages; ++n)
+#pragma unroll
+                      for (int k = 0; k < kWords; ++k) words[n][k] = next[n][k];
+                    if (j + 1 < run.tiles) load(next);
+                  } else {
+                    load(words);
+                  }
                   use(words, tile, index);
-                  offset += run.bytes;
                 }
               });
   }
