@@ -153,7 +153,6 @@ KVPLAN_DEVICE float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-KVPLAN_DEVICE float log2_fast(float x) { return __log2f(x); }
 KVPLAN_DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 KVPLAN_DEVICE double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
 KVPLAN_DEVICE std::uint16_t to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
@@ -191,16 +190,6 @@ KVPLAN_DEVICE uint4 load_once(const uint4* p) {
 KVPLAN_DEVICE uint2 load_once(const uint2* p) {
   uint2 v;
   asm volatile("ld.global.cs.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-  return v;
-}
-KVPLAN_DEVICE std::uint32_t load_once(const std::uint32_t* p) {
-  std::uint32_t v;
-  asm volatile("ld.global.cs.u32 %0, [%1];" : "=r"(v) : "l"(p));
-  return v;
-}
-KVPLAN_DEVICE std::uint16_t load_once(const std::uint16_t* p) {
-  std::uint16_t v;
-  asm volatile("ld.global.cs.u16 %0, [%1];" : "=h"(v) : "l"(p));
   return v;
 }
 struct LaunchShape {

@@ -176,7 +176,6 @@ inline int first_bit(std::uint32_t x) { return __builtin_ctz(x); }
 inline std::uint32_t opaque(std::uint32_t x) { return x; }
 
 inline float exp2_fast(float x) { return std::exp2(x); }
-inline float log2_fast(float x) { return std::log2(x); }
 inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
 inline double fused(double a, double b, double c) { return std::fma(a, b, c); }
 template <class T>
