@@ -12,8 +12,8 @@ namespace kvplan::kernels {
 inline constexpr int kRows = 4;           // blocks of 16 tokens in a page
 inline constexpr float kLowest = -1e30f;  // of a maximum: below every score
 // A running maximum follows when it is outgrown by this much (log2 units): probabilities stay below
-// 64, so fp16 holds them times the norms of values up to about 250 (four times that with kUniform
-// tiles).
+// 64, so fp16 holds them times norms of values up to about 1000, with kUniform tiles (a factor of
+// 4) 250. docs/runtime.md, "Range of values".
 inline constexpr float kSlack = 6;
 inline constexpr float kLog2e = 1.4426950408889634f;
 inline constexpr float kLowScale = 2048;  // of LayerView::rotary_tile_low
@@ -22,9 +22,8 @@ inline constexpr float kLowScale = 2048;  // of LayerView::rotary_tile_low
 struct Running {
   float m[2] = {kLowest, kLowest};  // of columns 2t, 2t + 1
   float l[2] = {0, 0};
-  float codes[4] = {
-      0, 0, 0,
-      0};  // kUniform tiles of values: the part of the outputs that the codes' offsets make
+  // kUniform tiles of values: the part of the outputs that the codes' offsets make.
+  float codes[4] = {0, 0, 0, 0};
 };
 
 // A warp's memory and the segment it works on.
