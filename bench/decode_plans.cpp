@@ -179,15 +179,15 @@ PlanBundle mixed_plan(const Profile& profile, int group_size) {
   return bundle;
 }
 
-/// TurboQuant with a Hadamard rotation, or a Haar one where head_dim is no power of two. Width 2
-/// takes uniform levels, as calibrated plans do.
+/// TurboQuant with a Hadamard rotation, or a Haar one where head_dim is no power of two. Codebooks
+/// are those of calibrated plans.
 PlanBundle rotated_plan(const ModelSpec& model, const std::string& widths,
                         const std::vector<double>& inv_freq) {
   PlanBundle bundle = quant::baseline_plan("turboquant:" + widths + "+hadamard+nc+gauss", model,
                                            kSinkTokens, kContext, kSeed, inv_freq);
-  if (const auto two = bundle.plan.codebooks.find(2); two != bundle.plan.codebooks.end()) {
-    two->second = "uniform";
-    bundle.tensors.levels[2] = quant::codebook("uniform", 2).levels;
+  for (auto& [width, name] : bundle.plan.codebooks) {
+    name = width == 2 || width == 8 ? "uniform" : "lloyd_max_byte";
+    bundle.tensors.levels[width] = quant::codebook(name, width).levels;
   }
   return bundle;
 }

@@ -265,7 +265,7 @@ KVPLAN_DEVICE void store_tiles(const quant::TileRun& run, int side, const float*
     const int tile = i / tile_words;
     const LaneWord at = lane_word(run.width, half_tile, i % tile_words);
     const float* const rows = codes + tile * quant::tile_coordinates(half_tile) * kStride;
-    const std::uint32_t word = pack_word(run.width, half_tile, at.word, [&](int code) {
+    const std::uint32_t word = pack_word(run, at.word, [&](int code) {
       const TileElement e = tile_element(side, half_tile, at.lane, code);
       return static_cast<std::uint32_t>(rows[e.coordinate * kStride + e.token]);
     });

@@ -67,11 +67,13 @@ CachePlan plan_cache(const PlanBundle& bundle, const quant::CacheGeometry& geome
   plan.geometry = geometry;
   plan.geometry.blocks = quant::pool_blocks(geometry, bundle.plan.sink_tokens);
   plan.grid = {0, 0};
+  const int columns = std::min(
+      kColumns, geometry.max_query_tokens * (geometry.query_heads / bundle.plan.model.kv_heads));
   for (std::size_t l = 0; l < plan.formats.size(); ++l) {
     const quant::LayerFormat& format = plan.formats[l];
     const DecodeShape& shape = plan.decode_shapes.emplace_back(
         decode_shape(format, bundle.plan.model.head_dim, quant::phase_steps(format),
-                     needs_split_tile(bundle, format, l), multiprocessors));
+                     needs_split_tile(bundle, format, l), columns, multiprocessors));
     if (shape.blocks * shape.block_warps > plan.grid.blocks * plan.grid.warps)
       plan.grid = {shape.blocks, shape.block_warps};
     plan.block_bytes += format.block_bytes;
@@ -135,11 +137,10 @@ void Cache::place_layers(const PlanBundle& bundle, const CachePlan& plan) {
     layer.sinks = take<std::uint16_t>(open_, open, buffers[l].sinks);
     layer.open = take<std::uint16_t>(open_, open, buffers[l].open);
     layer.costs = work_costs(plan.formats[l], quant::phase_steps(plan.formats[l]));
+    layer.unit_pages = plan.decode_shapes[l].unit_pages;
     layer.shared = plan.decode_shapes[l].shared;
     layer.shared_bytes = plan.decode_shapes[l].shared_bytes;
-    layer.outliers = std::ranges::any_of(plan.formats[l].heads, [](const quant::HeadLayout& head) {
-      return head.k.outliers + head.v.outliers > 0;
-    });
+    layer.only_bytes = has_only_bytes(plan.formats[l]);
   }
 }
 
@@ -164,7 +165,7 @@ void Cache::place_workspace(const CachePlan& plan, const quant::SharedBuffers& b
   view.queries_per_kv = geometry_.query_heads / kv_heads();
   view.query = take<uint2>(workspace_, parts, buffers.query);
   view.plain_query = take<uint2>(workspace_, parts, buffers.plain_query);
-  view.bias = take<float>(workspace_, parts, buffers.bias);
+  view.bias = take<float2>(workspace_, parts, buffers.bias);
   view.constant = take<float>(workspace_, parts, buffers.constant);
   view.centre = take<float2>(workspace_, parts, buffers.centre);
   view.slot_owner = take<std::int32_t>(workspace_, parts, buffers.slot_owner);

@@ -1,48 +1,55 @@
 // Decode attention straight from packed pages.
 //
-// A persistent grid, one block per multiprocessor. A warp owns a stretch of units (partition.cuh)
-// and works alone: it takes kUnitPages pages of a segment at a time, brings their tiles to
-// registers, turns codes into operands of mma.sync, and keeps maximum and mass of its 8 columns in
-// registers, outputs in shared memory (so that head_dim and the mix of widths are run-time values).
-// At the end a block merges what its warps hold of the same segment; `finish` merges the blocks.
+// A persistent grid, one block per multiprocessor. A warp owns a stretch of pages (partition.cuh)
+// and works alone: the copy engine brings halves of pages to its shared memory (page_feed.cuh), it
+// turns codes into bytes in registers (tile_bytes.cuh) and multiplies them in integer matrix units:
+// queries and weights are numbers of 16 bits, as high and low bytes in two columns of the matrix,
+// so that four columns of a segment fill an mma. Scores, masses and norms are float. At the end a
+// block merges what its warps hold of the same segment; `finish` merges the blocks.
 //
-// Per page of 64 tokens and pair of levels: one shift, one LOP3, one look-up in shared memory (32
-// lanes, no conflicts); widths 1 and 2 (uniform) need no look-up. Registers: 168, 384 threads, one
-// block per multiprocessor. Measurements and what was tried: docs/performance.md.
+// Tiles whose levels are no bytes (tile_codes.cuh: tables off the grid, fp16, outliers) go through
+// fp16 mma in kernels of their own. Measurements and what was tried: docs/performance.md.
 
 #include "kernels/packed_attention.cuh"
 #include "kernels/partition.cuh"
 #include "kernels/plain_attention.cuh"
 #include "kernels/ptx.cuh"
+#include "kernels/segments.cuh"
 #include "kernels/tile_codes.cuh"
 #include "kernels/views.h"
 
 namespace kvplan::kernels {
 namespace {
 
-// What the offsets of kUniform codes added, taken out; the step.
-KVPLAN_DEVICE void correct_uniform(const AttentionView& v, const Work& work, const Running& r) {
+// Sums over bytes become sums over levels.
+template <int Blocks>
+KVPLAN_DEVICE void scale_bytes(const AttentionView& v, const Work<Blocks>& work,
+                               const Running<Blocks>& r) {
   const quant::SideLayout& side = v.layer.heads[work.head].v;
-  float4* output = work.output;
+  Output<Blocks>* output = work.output + lane();
   for (int i = 0; i < side.run_count; ++i) {
     const quant::TileRun& run = side.runs[i];
-    if (run.code == quant::TileCode::kUniform)
-      for (int j = 0; j < run.tiles; ++j) {
-        float4& o = output[j * kLanes + lane()];
-        o = {(o.x - r.codes[0]) * run.step, (o.y - r.codes[1]) * run.step,
-             (o.z - r.codes[2]) * run.step, (o.w - r.codes[3]) * run.step};
-      }
+    if (run.code == quant::TileCode::kBytes)
+      for (int j = 0; j < run.tiles; ++j)
+#pragma unroll
+        for (int k = 0; k < 2 * Blocks; ++k) {
+          float& o = output[j * kLanes].x[k];
+          o = run.step * fused(run.byte_offset, r.norms[k / 2], o);
+        }
     output += run.tiles * kLanes;
   }
 }
 
+KVPLAN_DEVICE std::byte* region_of(const AttentionView& v, int warp_index) {
+  return shared_memory() + (v.layer.shared.warp_region - kSharedBase) +
+         warp_index * v.layer.shared.warp_bytes;
+}
 KVPLAN_DEVICE SegmentState& state_of(const AttentionView& v, int warp_index) {
-  return *reinterpret_cast<SegmentState*>(
-      shared_memory() + (v.layer.shared.warp_region - kSharedBase) +
-      warp_index * v.layer.shared.warp_bytes + v.layer.shared.state_offset);
+  return *reinterpret_cast<SegmentState*>(region_of(v, warp_index) + v.layer.shared.state_offset);
 }
 
 // The block's warps that hold parts of the same segment, merged to the slot of the first of them.
+template <int Blocks>
 KVPLAN_DEVICE void merge_block(const AttentionView& v) {
   const int warps = threads() / kLanes;
   if (thread() < warps) {
@@ -59,22 +66,21 @@ KVPLAN_DEVICE void merge_block(const AttentionView& v) {
     const std::int64_t slot = std::int64_t{block()} * warps + leader;
     const int head = segment / v.column_blocks % v.layer.kv_heads;
     const int elements = v.layer.heads[head].v.tiles * kLanes;
-    const int column = 2 * (thread() & 3);
+    const int column = thread() & 3;
     float m[2] = {kLowest, kLowest};
     for (int w = leader; w < warps; ++w)
       if (state_of(v, w).segment == segment)
-        for (int e = 0; e < 2; ++e) m[e] = fmaxf(m[e], state_of(v, w).state[column + e].x);
+        for (int e = 0; e < 2; ++e) m[e] = fmaxf(m[e], state_of(v, w).state[column + 4 * e].x);
     for (int k = thread(); k < elements; k += threads()) {
       float4 sum = {0, 0, 0, 0};
       for (int w = leader; w < warps; ++w) {
         const SegmentState& part = state_of(v, w);
         if (part.segment != segment) continue;
         const float f0 = exp2_fast(part.state[column].x - m[0]);
-        const float f1 = exp2_fast(part.state[column + 1].x - m[1]);
-        const float4 o = reinterpret_cast<const float4*>(
-            shared_memory() + (v.layer.shared.warp_region - kSharedBase) +
-            w * v.layer.shared.warp_bytes + v.layer.shared.output_offset)[k];
-        sum = {sum.x + f0 * o.x, sum.y + f1 * o.y, sum.z + f0 * o.z, sum.w + f1 * o.w};
+        const float f1 = exp2_fast(part.state[column + 4].x - m[1]);
+        const float4 o = stored(reinterpret_cast<const Output<Blocks>*>(
+            region_of(v, w) + v.layer.shared.output_offset)[k]);
+        sum = {sum.x + f0 * o.x, sum.y + f0 * o.y, sum.z + f1 * o.z, sum.w + f1 * o.w};
       }
       v.slot_output[slot * v.output_tiles * kLanes + k] = sum;
     }
@@ -83,9 +89,9 @@ KVPLAN_DEVICE void merge_block(const AttentionView& v) {
         float l = 0;
         for (int w = leader; w < warps; ++w)
           if (state_of(v, w).segment == segment)
-            l += exp2_fast(state_of(v, w).state[column + e].x - m[e]) *
-                 state_of(v, w).state[column + e].y;
-        v.slot_state[slot * kColumns + column + e] = {m[e], l};
+            l += exp2_fast(state_of(v, w).state[column + 4 * e].x - m[e]) *
+                 state_of(v, w).state[column + 4 * e].y;
+        v.slot_state[slot * kColumns + column + 4 * e] = {m[e], l};
       }
   }
 }
@@ -116,16 +122,19 @@ KVPLAN_DEVICE void fill_shared(const AttentionView& v) {
 }
 
 // The units of this warp, segment by segment.
-template <int Pages, bool Outliers>
+template <int Pages, int Blocks, bool OnlyBytes>
 KVPLAN_DEVICE void attend_stretch(const AttentionView& v) {
   const SharedMap& map = v.layer.shared;
-  Work work;
-  work.region = shared_memory() + (map.warp_region - kSharedBase) + warp() * map.warp_bytes;
+  Work<Blocks> work;
+  work.region = region_of(v, warp());
   work.query = reinterpret_cast<const uint2*>(work.region + map.query_offset);
-  work.output = reinterpret_cast<float4*>(work.region + map.output_offset);
+  work.output = reinterpret_cast<Output<Blocks>*>(work.region + map.output_offset);
   SegmentState& kept = state_of(v, warp());
   if (lane() == 0) kept.segment = -1;
-  sync_warp();
+  PageFeed<Pages> feed(reinterpret_cast<PageList*>(work.region + map.list_offset),
+                       shared_address(work.region + map.barriers_offset),
+                       shared_address(work.region + map.feed_offset),
+                       static_cast<std::uint32_t>(map.slot_bytes));
 
   const Partition partition = make_partition(v);
   const std::uint64_t index =
@@ -155,28 +164,30 @@ KVPLAN_DEVICE void attend_stretch(const AttentionView& v) {
       const std::uint64_t last =
           end - start < cost * units ? (end - start + cost - 1) / cost : units;
       if (first >= last) continue;
-      if (first == 0) attend_plain(v, work);
       const int first_page =
-          what.first_page + kUnitPages * (first == 0 ? 0 : static_cast<int>(first) - 1);
-      const int end_page = what.first_page + kUnitPages * (static_cast<int>(last) - 1);
+          what.first_page + Pages * (first == 0 ? 0 : static_cast<int>(first) - 1);
+      const int end_page = what.first_page + Pages * (static_cast<int>(last) - 1);
       const int pages = (end_page < what.pages ? end_page : what.pages) - first_page;
+      if (pages > 0) start_pages(v, work, feed, first_page, pages);
+      wait_for_previous_kernel();
+      if (first == 0) attend_plain<Blocks>(v, work);
       const bool ends = last == units;
       const bool more =
           ends && segment_start < end && work.segment + 1 < v.batch.sequences * per_sequence;
       const std::int64_t own = std::int64_t{v.decode_blocks} * v.block_warps + work.segment;
       if (ends && lane() == 0) v.slot_owner[own] = more && pages > 0 ? work.segment : -1;
       if (pages == 0) continue;
-      load_segment(v, work);
+      load_segment<Blocks>(v, work);
       clear_output(work, v.layer.heads[work.head].v.tiles);
-      Running r;
-      attend_pages<Pages, Outliers>(v, work, r, first_page, pages);
+      Running<Blocks> r;
+      attend_pages<Pages, Blocks, OnlyBytes>(v, work, feed, r, first_page, pages);
       reduce_masses(r);
-      correct_uniform(v, work, r);
+      scale_bytes<Blocks>(v, work, r);
       if (more) {
         store_state(v.slot_state + own * kColumns, r);
         const int elements = v.layer.heads[work.head].v.tiles * kLanes;
         for (int k = lane(); k < elements; k += kLanes)
-          v.slot_output[own * v.output_tiles * kLanes + k] = work.output[k];
+          v.slot_output[own * v.output_tiles * kLanes + k] = stored(work.output[k]);
       } else {
         store_state(kept.state, r);
         if (lane() == 0) kept.segment = work.segment;
@@ -186,22 +197,37 @@ KVPLAN_DEVICE void attend_stretch(const AttentionView& v) {
   }
 }
 
-template <int Pages, bool Outliers>
+template <int Pages, int Blocks, bool OnlyBytes>
 __global__ void __launch_bounds__(kDecodeWarps* kLanes, 1) decode_kernel(AttentionView v) {
   fill_shared(v);
-  wait_for_previous_kernel();
   sync_block();
-  attend_stretch<Pages, Outliers>(v);
+  attend_stretch<Pages, Blocks, OnlyBytes>(v);
   let_next_kernel_start();
   sync_block();
-  merge_block(v);
+  merge_block<Blocks>(v);
+}
+
+using Kernel = void (*)(AttentionView);
+
+constexpr int kKernels = 5;
+// Units of two pages only where they pay (decode_shape): one block of columns, only bytes.
+constexpr Kernel kernels[kKernels] = {decode_kernel<2, 1, true>, decode_kernel<1, 1, true>,
+                                      decode_kernel<1, 2, true>, decode_kernel<1, 1, false>,
+                                      decode_kernel<1, 2, false>};
+
+Kernel kernel_of(const LayerView& layer, int columns) {
+  if (layer.unit_pages == 2) return kernels[0];
+  return kernels[(layer.only_bytes ? 1 : 3) + (columns <= kColumns / 2 ? 0 : 1)];
 }
 
 }  // namespace
 
 cudaError_t configure_decode(std::size_t shared_bytes) {
-  const cudaError_t e = allow_shared(decode_kernel<kUnitPages, false>, shared_bytes);
-  return e == cudaSuccess ? allow_shared(decode_kernel<1, true>, shared_bytes) : e;
+  for (const Kernel kernel : kernels) {
+    const cudaError_t e = allow_shared(kernel, shared_bytes);
+    if (e != cudaSuccess) return e;
+  }
+  return cudaSuccess;
 }
 
 cudaError_t decode(const AttentionView& view, cudaStream_t stream) {
@@ -211,8 +237,7 @@ cudaError_t decode(const AttentionView& view, cudaStream_t stream) {
   shape.shared_bytes = view.layer.shared_bytes;
   shape.stream = stream;
   shape.overlap = true;
-  return view.layer.outliers ? launch(decode_kernel<1, true>, shape, view)
-                             : launch(decode_kernel<kUnitPages, false>, shape, view);
+  return launch(kernel_of(view.layer, columns_in_use(view)), shape, view);
 }
 
 }  // namespace kvplan::kernels

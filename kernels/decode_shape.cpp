@@ -42,31 +42,37 @@ class SharedSpace {
 
 std::size_t rounded(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
 
-// Instructions of a warp on a tile of kUnitPages pages, as compiled for sm_90a (keys and values
-// together, halved).
+// Instructions of a warp on a tile (keys and values together, halved), as compiled for sm_90a.
 std::uint32_t tile_instructions(const quant::TileRun& run) {
-  constexpr std::uint32_t kFull[] = {0, 91, 186, 131, 118, 267, 258, 267, 243};
-  constexpr std::uint32_t kHalf[] = {0, 86, 90, 106, 96, 187, 176, 202, 190};
-  if (run.code == quant::TileCode::kUniform) return 80;
-  if (run.code == quant::TileCode::kHalf) return run.half != 0 ? 146 : 47;
-  return run.half != 0 ? kHalf[run.width] : kFull[run.width];
+  constexpr std::uint32_t kBytes[] = {0, 30, 30, 35, 50, 70, 120, 0, 25};
+  constexpr std::uint32_t kTables[] = {0, 0, 95, 70, 65, 135, 135, 135, 125};
+  if (run.code == quant::TileCode::kHalf) return run.half != 0 ? 70 : 30;
+  const std::uint32_t full = (run.code == quant::TileCode::kBytes ? kBytes : kTables)[run.width];
+  return run.half != 0 ? full / 2 + 20 : full;
 }
 
 }  // namespace
 
+bool has_only_bytes(const quant::LayerFormat& format) {
+  for (const quant::HeadLayout& head : format.heads)
+    for (const quant::SideLayout* side : {&head.k, &head.v})
+      for (int i = 0; i < side->run_count + side->outlier_runs; ++i)
+        if (side->runs[i].code != quant::TileCode::kBytes) return false;
+  return true;
+}
+
 WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
-  constexpr std::uint32_t kGroup = 640, kChunkCopy = 26, kRotaryStep = 90;
+  constexpr std::uint32_t kPage = 300, kRun = 20, kRotaryStep = 40;
   if (format.heads.size() > kMaxKvHeads)
     throw InternalError("the decode kernel serves at most " + std::to_string(kMaxKvHeads) +
                         " KV heads, found " + std::to_string(format.heads.size()));
   WorkCosts costs;
   for (std::size_t h = 0; h < format.heads.size(); ++h) {
     const quant::HeadLayout& head = format.heads[h];
-    std::uint32_t sum = kGroup + kChunkCopy * (head.k.norm_offset / kChunk) +
-                        kRotaryStep * static_cast<std::uint32_t>(phase_steps);
+    std::uint32_t sum = kPage + kRotaryStep * static_cast<std::uint32_t>(phase_steps);
     for (const quant::SideLayout* side : {&head.k, &head.v})
       for (int i = 0; i < side->run_count + side->outlier_runs; ++i)
-        sum += tile_instructions(side->runs[i]) * side->runs[i].tiles;
+        sum += kRun + tile_instructions(side->runs[i]) * side->runs[i].tiles;
     costs.head[h] = sum;
     costs.all += sum;
   }
@@ -74,22 +80,22 @@ WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
 }
 
 DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int phase_steps,
-                         bool split_tile, int multiprocessors) {
+                         bool split_tile, int columns, int multiprocessors) {
   DecodeShape shape;
   shape.blocks = multiprocessors;
   // Tables that a run looks up, the largest first.
   std::vector<int> tables;
-  std::size_t query_tiles = 0, value_tiles = 0, tile_bytes = 0;
-  bool outliers = false;
+  std::size_t query_tiles = 0, value_tiles = 0, slot_bytes = 0, runs = 0;
   for (const quant::HeadLayout& head : format.heads) {
     query_tiles = std::max(query_tiles, static_cast<std::size_t>(head.k.tiles));
     value_tiles = std::max(value_tiles, static_cast<std::size_t>(head.v.tiles));
+    const std::uint32_t keys = quant::key_tile_bytes(head);
+    slot_bytes = std::max({slot_bytes, std::size_t{keys}, std::size_t{head.page_bytes - keys}});
+    runs = std::max(runs, static_cast<std::size_t>(head.k.run_count + head.k.outlier_runs +
+                                                   head.v.run_count + head.v.outlier_runs));
     for (const quant::SideLayout* side : {&head.k, &head.v})
       for (int i = 0; i < side->run_count + side->outlier_runs; ++i) {
         const quant::TileRun& run = side->runs[i];
-        outliers = outliers || run.code == quant::TileCode::kInteger;
-        tile_bytes =
-            std::max(tile_bytes, static_cast<std::size_t>(run.half != 0 ? 64 : 128) * run.width);
         if (run.code != quant::TileCode::kTable) continue;
         shape.shared.table_width[run.table] = run.width;
         if (std::find(tables.begin(), tables.end(), run.table) == tables.end())
@@ -125,26 +131,35 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     warp_bytes += rounded(bytes);
     return static_cast<std::int32_t>(at);
   };
+  constexpr std::size_t kBarrierBytes = 8;
+  const std::size_t output_bytes = (columns <= kColumns / 2 ? 2 : 4) * sizeof(float);
   shape.shared.query_offset = part(query_tiles * kLanes * sizeof(uint2));
-  shape.shared.output_offset = part(output_tiles * kLanes * sizeof(float4));
+  shape.shared.output_offset = part(output_tiles * kLanes * output_bytes);
   shape.shared.state_offset = part(sizeof(SegmentState));
-  shape.shared.runs_offset = part(2 * quant::kMaxTileRuns * sizeof(RunEntry));
-  // A page's ring holds a tile that starts anywhere in a chunk, and kDepth chunks on their way.
-  std::size_t ring_bytes = kChunk;
-  while (ring_bytes < tile_bytes + (kDepth + 1) * kChunk) ring_bytes *= 2;
-  shape.shared.ring_bytes = static_cast<std::int32_t>(ring_bytes);
-  const std::size_t rings = ring_bytes * (outliers ? 1 : kUnitPages);
-  shape.shared.warp_bytes = static_cast<std::int32_t>(warp_bytes);
-  for (int warps = kDecodeWarps; warps > 0; --warps) {
-    SharedSpace with_warps = space;
-    const std::int64_t ring = with_warps.take(rings * static_cast<std::size_t>(warps), ring_bytes);
-    const std::int64_t region = with_warps.take(warp_bytes * static_cast<std::size_t>(warps), 128);
-    if (ring < 0 || region < 0) continue;
-    shape.shared.rings = static_cast<std::int32_t>(ring);
-    shape.shared.warp_region = static_cast<std::int32_t>(region);
-    shape.block_warps = warps;
-    shape.shared_bytes = with_warps.used();
-    return shape;
+  shape.shared.runs_offset = part(runs * sizeof(RunEntry));
+  const std::size_t columns_kept = columns <= kColumns / 2 ? kColumns / 2 : kColumns;
+  const auto frequencies = static_cast<std::size_t>(8 * phase_steps);
+  shape.shared.centre_offset = part(frequencies * columns_kept * sizeof(float2));
+  shape.shared.list_offset = part(kPageListBytes);
+  shape.shared.barriers_offset = part(2 * kBarrierBytes);
+  shape.shared.slot_bytes = static_cast<std::int32_t>(rounded(slot_bytes));
+  // Units of two pages hide more latency and share more work, but must leave room for all warps.
+  const std::size_t page_slots = 2 * rounded(slot_bytes) + frequencies * sizeof(float2);
+  shape.shared.feed_offset = static_cast<std::int32_t>(warp_bytes);
+  for (const int pages : {2, 1}) {
+    if (pages == 2 && (columns > kColumns / 2 || !has_only_bytes(format))) continue;
+    const std::size_t bytes = warp_bytes + rounded(static_cast<std::size_t>(pages) * page_slots);
+    for (int warps = kDecodeWarps; warps > (pages == 2 ? kDecodeWarps - 1 : 0); --warps) {
+      SharedSpace with_warps = space;
+      const std::int64_t region = with_warps.take(bytes * static_cast<std::size_t>(warps), 128);
+      if (region < 0) continue;
+      shape.unit_pages = pages;
+      shape.shared.warp_region = static_cast<std::int32_t>(region);
+      shape.shared.warp_bytes = static_cast<std::int32_t>(bytes);
+      shape.block_warps = warps;
+      shape.shared_bytes = with_warps.used();
+      return shape;
+    }
   }
   throw InternalError("no warp of the decode kernel fits into shared memory at head_dim " +
                       std::to_string(head_dim));

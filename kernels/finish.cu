@@ -6,9 +6,9 @@
 
 #include "kernels/page_access.cuh"
 #include "kernels/partition.cuh"
-#include "kernels/product.cuh"
 #include "kernels/ptx.cuh"
 #include "kernels/segments.cuh"
+#include "kernels/transform.cuh"
 #include "kernels/views.h"
 
 namespace kvplan::kernels {
@@ -18,7 +18,9 @@ using quant::kTileCoordinates;
 using quant::kWarpLanes;
 
 constexpr float kLn2 = 0.693147180559945309417f;
-constexpr int kWarps = kProductThreads / kWarpLanes;
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / kWarpLanes;
+constexpr int kStride = kProductColumns + 1;
 constexpr int kPartsPerColumn = kWarpLanes / kColumns;  // lanes that share the slots of a column
 static_assert(kWarps >= kProductColumns, "a warp merges the states of a segment");
 
@@ -30,15 +32,18 @@ struct ColumnState {
 };
 
 struct Workspace {
-  Product product;
+  float* outputs;        // [head_dim rounded up to 16][17] merged, of the storage coordinates
   float* direct;         // [head_dim][17] what does not go through the transform
+  float* most;           // [16] largest |outputs| of a column
   ColumnState* states;   // [16]
   std::int32_t* ranges;  // [16][3] first warp, last warp, slots
   std::int32_t* slots;   // [total warps + 2 * 16] those of segment s from slot_begin(s) on
 
-  KVPLAN_DEVICE explicit Workspace(int head_dim) : product(shared_memory(), head_dim) {
-    direct = reinterpret_cast<float*>(shared_memory() + product_bytes(head_dim));
-    states = reinterpret_cast<ColumnState*>(direct + head_dim * kPartStride);
+  KVPLAN_DEVICE explicit Workspace(int head_dim) {
+    outputs = reinterpret_cast<float*>(shared_memory());
+    direct = outputs + 16 * matrix_tiles(head_dim) * kStride;
+    most = direct + head_dim * kStride;
+    states = reinterpret_cast<ColumnState*>(most + kProductColumns);
     ranges = reinterpret_cast<std::int32_t*>(states + kProductColumns);
     slots = ranges + 3 * kProductColumns;
   }
@@ -54,8 +59,9 @@ struct Workspace {
 std::size_t shared_bytes(const AttentionView& v) {
   const auto warps =
       static_cast<std::size_t>(v.decode_blocks) * static_cast<std::size_t>(v.block_warps);
-  return product_bytes(v.layer.head_dim) +
-         static_cast<std::size_t>(v.layer.head_dim * kPartStride) * sizeof(float) +
+  const int d = v.layer.head_dim;
+  return static_cast<std::size_t>((16 * matrix_tiles(d) + d) * kStride + kProductColumns) *
+             sizeof(float) +
          kProductColumns * sizeof(ColumnState) +
          (3 * kProductColumns + warps + 2 * kProductColumns) * sizeof(std::int32_t);
 }
@@ -114,21 +120,22 @@ KVPLAN_DEVICE void merge_states(const AttentionView& v, const SegmentGroup& grou
   const int column = s * group.columns + c;
   w.states[column] = {maximum, total > 0 ? 1 / total : 0, packed, factor};
   const std::int64_t row = group.row(v, column);
-  if (v.lse != nullptr && row >= 0) v.lse[row] = kLn2 * (maximum + std::log2(total));
+  if (v.lse != nullptr && row >= 0 && block_z() == 0)
+    v.lse[row] = kLn2 * (maximum + std::log2(total));
 }
 
 /// Writes a lane's fragment of a tile: put(coordinate of the tile, column of the product, value).
 template <class Put>
 KVPLAN_DEVICE void spread(const SegmentGroup& group, int s, int item_lane, float4 o, Put put) {
-  const int g = item_lane / 4, c = 2 * (item_lane % 4);
+  const int g = item_lane / 4, c = item_lane % 4;
   const int column = s * group.columns + c;
   if (c < group.columns) {
     put(g, column, o.x);
-    put(g + 8, column, o.z);
+    put(g + 8, column, o.y);
   }
-  if (c + 1 < group.columns) {
-    put(g, column + 1, o.y);
-    put(g + 8, column + 1, o.w);
+  if (c + 4 < group.columns) {
+    put(g, column + 4, o.z);
+    put(g + 8, column + 4, o.w);
   }
 }
 
@@ -136,19 +143,19 @@ KVPLAN_DEVICE void spread(const SegmentGroup& group, int s, int item_lane, float
 KVPLAN_DEVICE void load_plain(const AttentionView& v, const SegmentGroup& group,
                               const Workspace& w) {
   const int lanes = v.plain_tiles * kWarpLanes;
-  for (int i = thread(); i < group.count * lanes; i += kProductThreads) {
+  for (int i = thread(); i < group.count * lanes; i += kThreads) {
     const int s = i / lanes, tile = i % lanes / kWarpLanes;
     const float4 o = v.plain_output[std::int64_t{group.segment(v, s)} * lanes + i % lanes];
     spread(group, s, i % kWarpLanes, o, [&](int coordinate, int column, float value) {
       const int channel = tile * kTileCoordinates + coordinate;
       const float factor = w.states[column].plain;
       if (channel < v.layer.head_dim)
-        w.direct[channel * kPartStride + column] = factor > 0 ? factor * value : 0;
+        w.direct[channel * kStride + column] = factor > 0 ? factor * value : 0;
     });
   }
 }
 
-/// Sums over the slots: columns of the product, outlier channels and fp16 heads to `direct`.
+/// Sums over the slots: `outputs`, outlier channels and fp16 heads to `direct`.
 KVPLAN_DEVICE void merge_outputs(const AttentionView& v, const SegmentGroup& group,
                                  const quant::SideLayout& layout, const std::int32_t* outliers,
                                  const Workspace& w) {
@@ -157,56 +164,106 @@ KVPLAN_DEVICE void merge_outputs(const AttentionView& v, const SegmentGroup& gro
     const quant::TileRun& run = layout.runs[r];
     const int lanes = run.tiles * kWarpLanes;
     const int coordinates = quant::tile_coordinates(run.half != 0);
-    for (int i = thread(); i < group.count * lanes; i += kProductThreads) {
+    for (int i = thread(); i < group.count * lanes; i += kThreads) {
       const int s = i / lanes, tile = i % lanes / kWarpLanes, item_lane = i % kWarpLanes;
-      const int c = 2 * (item_lane % 4);
+      const int c = item_lane % 4;
       if (c >= group.columns) continue;
       const std::int32_t* const slots = w.slots + w.slot_begin(s);
       const int count = w.slot_count(s), column = s * group.columns + c;
       const float maximum = w.states[column].maximum;
-      const float next_maximum = c + 1 < group.columns ? w.states[column + 1].maximum : 0;
+      const float other_maximum = c + 4 < group.columns ? w.states[column + 4].maximum : 0;
       float4 sum{0, 0, 0, 0};
 #pragma unroll 4
       for (int k = 0; k < count; ++k) {
         const std::int64_t slot = slots[k];
-        const float4 state = *reinterpret_cast<const float4*>(v.slot_state + slot * kColumns + c);
+        const float2* const states = v.slot_state + slot * kColumns + c;
         const float4 o =
             v.slot_output[(slot * v.output_tiles + first_tile + tile) * kWarpLanes + item_lane];
-        const float a = weight({state.x, state.y}, maximum);
-        const float b = weight({state.z, state.w}, next_maximum);
+        const float a = weight(states[0], maximum);
+        const float b = weight(states[4], other_maximum);
         sum.x = fused(a, o.x, sum.x);
-        sum.y = fused(b, o.y, sum.y);
-        sum.z = fused(a, o.z, sum.z);
+        sum.y = fused(a, o.y, sum.y);
+        sum.z = fused(b, o.z, sum.z);
         sum.w = fused(b, o.w, sum.w);
       }
       spread(group, s, item_lane, sum, [&](int row, int to, float value) {
         if (row >= coordinates) return;
         const int coordinate = run.coordinate + tile * coordinates + row;
         if (run.code == quant::TileCode::kInteger)
-          w.direct[outliers[coordinate] * kPartStride + to] += value;
+          w.direct[outliers[coordinate] * kStride + to] += value;
         else if (run.code == quant::TileCode::kHalf)
-          w.direct[coordinate * kPartStride + to] += value;
+          w.direct[coordinate * kStride + to] += value;
         else
-          w.product.columns[coordinate * kProductColumns + to] = value;
+          w.outputs[coordinate * kStride + to] = value;
       });
     }
     first_tile += run.tiles;
   }
 }
 
-/// Rows first .. of the output.
+/// A warp does a column.
+KVPLAN_DEVICE void measure_columns(const Workspace& w, int columns, int coded) {
+  for (int column = warp(); column < columns; column += kWarps) {
+    float most = 0;
+    for (int i = lane(); i < coded; i += kWarpLanes)
+      most = fmaxf(most, fabsf(w.outputs[i * kStride + column]));
+    for (int step = 1; step < kWarpLanes; step *= 2) most = fmaxf(most, shuffle_xor(most, step));
+    if (lane() == 0) w.most[column] = most;
+  }
+}
+
+/// direct += synthesis . outputs. A warp makes 16 channels at a time.
+KVPLAN_DEVICE void transform_outputs(const AttentionView& v, const SegmentGroup& group,
+                                     const Workspace& w) {
+  const int d = v.layer.head_dim, tiles = matrix_tiles(d), g = lane() / 4, t = lane() % 4;
+  const int used = group.count * group.columns;
+  const uint4* const matrix =
+      v.layer.v_matrix + std::int64_t{group.head} * tiles * tiles * 2 * kWarpLanes;
+  float inverse[2];
+  for (int i = 0; i < 2; ++i) {
+    const float most = g + 8 * i < used ? w.most[g + 8 * i] : 0;
+    inverse[i] = most > 0 ? 1 / most : 0;
+  }
+  for (int tile = warp(); tile < tiles; tile += kWarps) {
+    float sums[2][4];
+    multiply_tile(
+        matrix, tiles, tile,
+        [&](int step, std::uint32_t(&a)[4], std::uint32_t(&rest)[4]) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const int column = g + 8 * (k % 2);
+            const float* const from =
+                w.outputs + (16 * step + 2 * t + 8 * (k / 2)) * kStride + column;
+            const float x = from[0] * inverse[k % 2], y = from[kStride] * inverse[k % 2];
+            a[k] = pack_halves(x, y);
+            rest[k] = pack_halves((x - low_half(a[k])) * kSplitScale,
+                                  (y - high_half(a[k])) * kSplitScale);
+          }
+        },
+        sums);
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int column = g + 8 * i, channel = 16 * tile + tile_row(k);
+        if (column < used && channel < d)
+          w.direct[channel * kStride + column] +=
+              w.most[column] * v.layer.matrix_scales[group.head].y * sums[i][k];
+      }
+  }
+}
+
 KVPLAN_DEVICE void store(const AttentionView& v, const SegmentGroup& group, const Workspace& w,
-                         bool transformed, int first) {
-  const int d = v.layer.head_dim, rows = w.product.rows;
+                         bool transformed) {
+  const int d = v.layer.head_dim;
   const float* const mean =
       transformed && v.layer.v_mean != nullptr ? v.layer.v_mean + group.head * d : nullptr;
-  for (int i = thread(); i < group.count * group.columns * rows; i += kProductThreads) {
-    const int column = i / rows, channel = first + i % rows;
+  for (int i = thread(); i < group.count * group.columns * d; i += kThreads) {
+    const int column = i / d, channel = i % d;
     const std::int64_t row = group.row(v, column);
-    if (channel >= d || row < 0) continue;
+    if (row < 0) continue;
     const ColumnState& state = w.states[column];
-    float o = w.direct[channel * kPartStride + column];
-    if (transformed) o += w.product.result(channel - first, column);
+    float o = w.direct[channel * kStride + column];
     if (mean != nullptr) o = fused(mean[channel], state.packed, o);
     o *= state.inverse;
     if (v.out != nullptr) v.out[row * d + channel] = to_half(o);
@@ -215,25 +272,25 @@ KVPLAN_DEVICE void store(const AttentionView& v, const SegmentGroup& group, cons
 }
 
 /// Block (group of segments, KV head).
-__global__ void __launch_bounds__(kProductThreads)
+__global__ void __launch_bounds__(kThreads)
     finish_kernel(const AttentionView v, const int columns) {
   const SegmentGroup group(v, columns);
-  const int d = v.layer.head_dim;
+  const int d = v.layer.head_dim, tiles = matrix_tiles(d);
   const Workspace w(d);
   const quant::SideLayout& layout = v.layer.heads[group.head].v;
   const EncoderView& encoder = v.layer.encoders[kValues * v.layer.kv_heads + group.head];
   const bool transformed = encoder.fp16 == 0;
-  const auto load_matrix = [&](int first) {
-    w.product.load([&](int row) -> const float* {
-      if (first + row >= d) return nullptr;
-      return v.layer.v_output + (std::int64_t{group.head} * d + first + row) * d;
-    });
-  };
-  if (transformed) load_matrix(0);
+  // The matrix is on its way while `decode` runs.
+  constexpr int kLine = 128;
+  const int matrix_bytes = tiles * tiles * 2 * kWarpLanes * static_cast<int>(sizeof(uint4));
+  if (transformed)
+    for (int i = thread() * kLine; i < matrix_bytes; i += kThreads * kLine)
+      prefetch(reinterpret_cast<const std::byte*>(v.layer.v_matrix) +
+               std::int64_t{group.head} * matrix_bytes + i);
   const bool leads = warp() < group.count;  // a warp leads a segment
   const int segment = leads ? group.segment(v, warp()) : 0;
   if (leads) find_range(v, segment, warp(), w);
-  for (int i = thread(); i < d * kProductColumns; i += kProductThreads) w.product.columns[i] = 0;
+  for (int i = thread(); i < 16 * tiles * kStride; i += kThreads) w.outputs[i] = 0;
   sync_block();
 
   wait_for_previous_kernel();
@@ -245,18 +302,13 @@ __global__ void __launch_bounds__(kProductThreads)
   sync_block();
   merge_outputs(v, group, layout, encoder.outliers, w);
   sync_block();
-  for (int first = 0; first < d; first += w.product.rows) {
-    if (transformed) {
-      if (first > 0) {
-        load_matrix(first);
-        sync_block();
-      }
-      w.product.run(group.count * columns);
-      sync_block();
-    }
-    store(v, group, w, transformed, first);
+  if (transformed) {
+    measure_columns(w, group.count * columns, encoder.coded);
+    sync_block();
+    transform_outputs(v, group, w);
     sync_block();
   }
+  store(v, group, w, transformed);
 }
 
 }  // namespace
@@ -266,7 +318,7 @@ cudaError_t finish(const AttentionView& view, cudaStream_t stream) {
   LaunchShape shape;
   shape.blocks = segment_groups(view, columns);
   shape.blocks_y = view.layer.kv_heads;
-  shape.threads = kProductThreads;
+  shape.threads = kThreads;
   shape.shared_bytes = shared_bytes(view);
   shape.stream = stream;
   shape.overlap = true;

@@ -3,200 +3,347 @@
 
 #include <type_traits>
 
-#include "kernels/page_stream.cuh"
+#include "kernels/page_feed.cuh"
 #include "kernels/ptx.cuh"
 #include "kernels/scores.cuh"
+#include "kernels/tile_bytes.cuh"
 #include "kernels/tile_codes.cuh"
 #include "kernels/views.h"
 
 namespace kvplan::kernels {
 
-// Calls use(words, tile, index) for the tiles of runs first .. end - 1, one after the other;
-// `offset` in the page moves on. Within a run of few words the next tile is in registers before one
-// is used, so that the way from shared memory is hidden.
-template <int Pages, class Use>
-KVPLAN_DEVICE void for_tiles(Stream<Pages>& stream, const RunEntry* runs, int first, int end,
-                             std::uint32_t& offset, Use use) {
-  int index = 0;
-#pragma unroll 1
-  for (int i = first; i < end; ++i) {
-    const RunEntry run = runs[i];
-    with_tile(run.kind, (std::uint32_t{run.table} << kEntryShift) + 4 * lane(),
-              [&](const auto& tile) {
-                constexpr int kWords = std::remove_reference_t<decltype(tile)>::kWords;
-                constexpr bool kAhead = kWords <= 4;
-                std::uint32_t words[Pages][kWords], next[Pages][kWords];
-                const auto load = [&](std::uint32_t(&to)[Pages][kWords]) {
-                  stream.advance(offset + run.bytes);
-#pragma unroll
-                  for (int n = 0; n < Pages; ++n) tile.load(to[n], stream.tile(n, offset));
-                  offset += run.bytes;
-                };
-                if constexpr (kAhead) load(next);
-#pragma unroll 1
-                for (int j = 0; j < run.tiles; ++j, ++index) {
-                  if constexpr (kAhead) {
-#pragma unroll
-                    for (int n = 0; n < Pages; ++n)
-#pragma unroll
-                      for (int k = 0; k < kWords; ++k) words[n][k] = next[n][k];
-                    if (j + 1 < run.tiles) load(next);
-                  } else {
-                    load(words);
-                  }
-                  use(words, tile, index);
-                }
-              });
-  }
-}
+// Sums of products of bytes: [columns' block][16 tokens][row g (high, low digit of column t), row g
+// + 8].
+template <int Pages, int Blocks>
+using ByteSums = int[Pages][Blocks][kRows][4];
 
-// scores += keys . queries over runs of tiles.
-template <int Pages>
-KVPLAN_DEVICE void score_runs(Scores<Pages>& s, Stream<Pages>& stream, const RunEntry* runs,
-                              int first, int end, std::uint32_t& offset, const uint2* query) {
-  for_tiles<Pages>(stream, runs, first, end, offset,
-                   [&](const auto& words, const auto& tile, int index) {
-                     const uint2 q = query[index * kLanes + lane()];
-#pragma unroll
-                     for (int n = 0; n < Pages; ++n)
-#pragma unroll
-                       for (int i = 0; i < kRows; ++i) {
-                         std::uint32_t a[4];
-                         tile.template operand<false>(words[n], i, a);
-                         mma(s[n][i], a, q.x, q.y);
-                       }
-                   });
-}
+KVPLAN_DEVICE float digits(int high, int low) { return static_cast<float>(high * 256 + low); }
 
-// outputs = outputs * factor + values . weights over runs of tiles.
-template <int Pages>
-KVPLAN_DEVICE void value_runs(float4* output, Stream<Pages>& stream, const RunEntry* runs,
-                              int first, int end, std::uint32_t& offset, const float (&factor)[2],
-                              Weights<Pages>& p, Running& r) {
-#pragma unroll 1
-  for (int i = first; i < end; ++i) {
-    const bool uniform = runs[i].kind == kUniformKind;
-    if (uniform) {
-      scale_high_tokens<Pages>(p, UniformTile::kHighFactor);
-      add_code_offsets<Pages>(r, p);
-    }
-    for_tiles<Pages>(
-        stream, runs, i, i + 1, offset, [&](const auto& words, const auto& tile, int index) {
-          float4* to = output + index * kLanes + lane();
-          const float4 before = *to;
-          float even[4] = {before.x * factor[0], before.y * factor[1], before.z * factor[0],
-                           before.w * factor[1]};
-          float odd[4] = {0, 0, 0, 0};
+// sums += keys . queries over the tiles of a run of bytes at `at`; pages lie page_bytes apart.
+template <int Pages, int Blocks, class Tile>
+KVPLAN_DEVICE void score_bytes(ByteSums<Pages, Blocks>& sums, const Tile& tile, std::uint32_t at,
+                               std::uint32_t page_bytes, std::uint32_t bytes, int tiles,
+                               const uint2* query) {
+  constexpr int kRegisters = Tile::kHalfTile ? 4 : 8;
+  std::uint32_t a[kRegisters];
+  const auto load = [&](std::uint32_t(&to)[kRegisters], std::uint32_t from) {
+    std::uint32_t w[Tile::kWords];
+    tile.load(w, from);
+    tile.registers(w, to);
+  };
+  if constexpr (Tile::kHalfTile) {
+    const uint2 q = query[lane()];
 #pragma unroll
-          for (int n = 0; n < Pages; ++n)
-#pragma unroll
-            for (int k = 0; k < kRows; ++k) {
-              std::uint32_t a[4];
-              tile.template operand<true>(words[n], k, a);
-              mma(k % 2 == 0 ? even : odd, a, p[n][k][0], p[n][k][1]);
-            }
-          *to = {even[0] + odd[0], even[1] + odd[1], even[2] + odd[2], even[3] + odd[3]};
-        });
-    if (uniform) scale_high_tokens<Pages>(p, 1 / UniformTile::kHighFactor);
-    output += runs[i].tiles * kLanes;
-  }
-}
-
-// Pages done .. done + Pages - 1 of the list, the stream's next; `first_page`: index of the first
-// one in the sequence. Those behind the list's end are the last one again and do not count.
-template <int Pages, bool Outliers>
-KVPLAN_DEVICE void attend_group(const AttentionView& v, const Work& work, Running& r,
-                                Stream<Pages>& stream, const PageList& list, int done,
-                                int first_page) {
-  StoredNorms norms[Pages];
-#pragma unroll
-  for (int n = 0; n < Pages; ++n)
-    norms[n] = load_norms(list.page(done + n) + work.key_norms, work.norm_bytes[0]);
-  Scores<Pages> s;
-#pragma unroll
-  for (int n = 0; n < Pages; ++n)
-#pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) s[n][i][k] = work.bias[k % 2];
-  std::uint32_t offset = 0;
-  score_runs<Pages>(s, stream, work.runs, 0, work.key_runs, offset, work.query);
-#pragma unroll
-  for (int n = 0; n < Pages; ++n) {
-    float norm[8];
-    unpack_norms(norm, norms[n], work.norm_bytes[0]);
-#pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) s[n][i][k] *= norm[2 * i + k / 2];
-  }
-#pragma unroll
-  for (int n = 0; n < Pages; ++n)
-    norms[n] = load_norms(list.page(done + n) + work.value_norms, work.norm_bytes[1]);
-  const int values = work.key_runs + work.key_outlier_runs;
-  if constexpr (Outliers) {
-    // Outlier channels have a scale of their own per token, so sums of their own.
-    if (work.key_outlier_runs > 0) {
-      Scores<Pages> sums = {};
-      score_runs<Pages>(sums, stream, work.runs, work.key_runs, values, offset,
-                        work.query + work.key_tiles * kLanes);
-#pragma unroll
-      for (int n = 0; n < Pages; ++n) {
-        float scale[8];
-        unpack_norms(
-            scale, load_norms(list.page(done + n) + v.layer.heads[work.head].k.scale_offset, 2), 2);
-#pragma unroll
-        for (int i = 0; i < kRows; ++i)
-#pragma unroll
-          for (int k = 0; k < 4; ++k)
-            s[n][i][k] = fused(sums[n][i][k], scale[2 * i + k / 2], s[n][i][k]);
-      }
-    }
-  }
-  if (v.layer.k_mean) {
-    if (v.layer.phase_steps > 0) add_centre<Pages>(s, v, work, first_page);
-#pragma unroll
-    for (int n = 0; n < Pages; ++n)
+    for (int n = 0; n < Pages; ++n) {
+      load(a, at + n * page_bytes);
+      // The bytes of coordinates that are not there meet zeros.
 #pragma unroll
       for (int i = 0; i < kRows; ++i)
 #pragma unroll
-        for (int k = 0; k < 4; ++k) s[n][i][k] += work.constant[k % 2];
-  }
-  if (v.soft_cap > 0) cap<Pages>(s, v.soft_cap);
-  mask<Pages>(s, v, work, v.layer.sink_tokens + quant::kPageTokens * first_page,
-              quant::kPageTokens * (list.count - done < Pages ? list.count - done : Pages));
-  float factor[2];
-  update_maximum<Pages>(r, s, factor);
-  Weights<Pages> p;
-#pragma unroll
-  for (int n = 0; n < Pages; ++n) {
-    exponentiate<Pages>(s, r, n);
-    float norm[8];
-    unpack_norms(norm, norms[n], work.norm_bytes[1]);
-    make_weights<Pages>(p, s, n, norm);
-  }
-  value_runs<Pages>(work.output, stream, work.runs, values, values + work.value_runs, offset,
-                    factor, p, r);
-  if constexpr (Outliers) {
-    if (work.value_outlier_runs > 0) {
+        for (int e = 0; e < Blocks; ++e)
+          mma_bytes(sums[n][e][i], a[i], a[i] >> 8, e == 0 ? q.x : q.y);
+    }
+  } else {
+    int j = 0;
+#pragma unroll 1
+    for (; j + 1 < tiles; j += 2) {
+      const uint2 q = query[lane()], next_q = query[kLanes + lane()];
 #pragma unroll
       for (int n = 0; n < Pages; ++n) {
-        float scale[8];
-        unpack_norms(
-            scale, load_norms(list.page(done + n) + v.layer.heads[work.head].v.scale_offset, 2), 2);
-        make_weights<Pages>(p, s, n, scale);
+        std::uint32_t next[kRegisters];
+        load(a, at + n * page_bytes);
+        load(next, at + n * page_bytes + bytes);
+#pragma unroll
+        for (int i = 0; i < kRows; ++i)
+#pragma unroll
+          for (int e = 0; e < Blocks; ++e)
+            mma_bytes(sums[n][e][i], a[2 * i], a[2 * i + 1], next[2 * i], next[2 * i + 1],
+                      e == 0 ? q.x : q.y, e == 0 ? next_q.x : next_q.y);
       }
-      value_runs<Pages>(work.output + work.value_tiles * kLanes, stream, work.runs,
-                        values + work.value_runs,
-                        values + work.value_runs + work.value_outlier_runs, offset, factor, p, r);
+      at += 2 * bytes;
+      query += 2 * kLanes;
+    }
+    if (j == tiles) return;
+    const uint2 q = query[lane()];
+#pragma unroll
+    for (int n = 0; n < Pages; ++n) {
+      load(a, at + n * page_bytes);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i)
+#pragma unroll
+        for (int e = 0; e < Blocks; ++e)
+          mma_bytes(sums[n][e][i], a[2 * i], a[2 * i + 1], e == 0 ? q.x : q.y);
     }
   }
-  stream.advance(stream.turn);
-  stream.finish_group();
+}
+
+// outputs += (values . weights) * unit over the tiles of a run of bytes at `at`.
+template <int Pages, int Blocks, class Tile>
+KVPLAN_DEVICE void add_byte_values(Output<Blocks>* output, const Tile& tile, std::uint32_t at,
+                                   std::uint32_t page_bytes, std::uint32_t bytes, int tiles,
+                                   const ByteWeights<Pages, Blocks>& p,
+                                   const float (&unit)[Blocks]) {
+#pragma unroll 1
+  for (int j = 0; j < tiles; ++j) {
+    Output<Blocks> o = *output;
+    int sums[Pages][Blocks][4];
+#pragma unroll
+    for (int n = 0; n < Pages; ++n) {
+      std::uint32_t w[Tile::kWords];
+      tile.load(w, at + n * page_bytes);
+      if constexpr (Tile::kHalfTile) {
+        std::uint32_t a[4];
+        tile.registers(w, a);
+#pragma unroll
+        for (int e = 0; e < Blocks; ++e) {
+          multiply_unsigned(sums[n][e], a[0], 0, a[1], 0, p[n][0][e], p[n][1][e]);
+          mma_unsigned(sums[n][e], a[2], 0, a[3], 0, p[n][2][e], p[n][3][e]);
+        }
+      } else {
+        std::uint32_t a[8];
+        tile.registers(w, a);
+#pragma unroll
+        for (int e = 0; e < Blocks; ++e) {
+          multiply_unsigned(sums[n][e], a[0], a[1], a[2], a[3], p[n][0][e], p[n][1][e]);
+          mma_unsigned(sums[n][e], a[4], a[5], a[6], a[7], p[n][2][e], p[n][3][e]);
+        }
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < Blocks; ++e)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        int high = 0, low = 0;
+#pragma unroll
+        for (int n = 0; n < Pages; ++n) {
+          high += sums[n][e][2 * h];
+          low += sums[n][e][2 * h + 1];
+        }
+        o.x[2 * e + h] = fused(digits(high, low), unit[e], o.x[2 * e + h]);
+      }
+    *output = o;
+    output += kLanes;
+    at += bytes;
+  }
+}
+
+// Sums of products in fp16: matrix column 2t + e has column t + 4e.
+template <int Pages>
+using HalfSums = float[Pages][kRows][4];
+
+// sums += keys . queries over a run of other tiles.
+template <int Pages>
+KVPLAN_DEVICE void score_halves(HalfSums<Pages>& sums, const RunEntry& run, std::uint32_t at,
+                                std::uint32_t page_bytes, const uint2* query) {
+  with_tile(run.kind, (std::uint32_t{run.table} << kEntryShift) + 4 * lane(),
+            [&](const auto& tile) {
+              constexpr int kWords = std::remove_reference_t<decltype(tile)>::kWords;
+#pragma unroll 1
+              for (int j = 0; j < run.tiles; ++j) {
+                const uint2 q = query[j * kLanes + lane()];
+#pragma unroll
+                for (int n = 0; n < Pages; ++n) {
+                  std::uint32_t w[kWords];
+                  tile.load(w, at + n * page_bytes + j * run.bytes);
+#pragma unroll
+                  for (int i = 0; i < kRows; ++i) {
+                    std::uint32_t a[4];
+                    tile.template operand<false>(w, i, a);
+                    mma(sums[n][i], a, q.x, q.y);
+                  }
+                }
+              }
+            });
+}
+
+// outputs += (values . weights) * unit over a run of other tiles.
+template <int Pages, int Blocks>
+KVPLAN_DEVICE void add_half_values(Output<Blocks>* output, const RunEntry& run, std::uint32_t at,
+                                   std::uint32_t page_bytes, const HalfWeights<Pages>& p,
+                                   const float (&unit)[Blocks]) {
+  with_tile(run.kind, (std::uint32_t{run.table} << kEntryShift) + 4 * lane(),
+            [&](const auto& tile) {
+              constexpr int kWords = std::remove_reference_t<decltype(tile)>::kWords;
+#pragma unroll 1
+              for (int j = 0; j < run.tiles; ++j) {
+                float even[4] = {}, odd[4] = {};
+#pragma unroll
+                for (int n = 0; n < Pages; ++n) {
+                  std::uint32_t w[kWords];
+                  tile.load(w, at + n * page_bytes + j * run.bytes);
+#pragma unroll
+                  for (int i = 0; i < kRows; ++i) {
+                    std::uint32_t a[4];
+                    tile.template operand<true>(w, i, a);
+                    mma(i % 2 == 0 ? even : odd, a, p[n][i][0], p[n][i][1]);
+                  }
+                }
+                Output<Blocks>& o = output[j * kLanes + lane()];
+#pragma unroll
+                for (int k = 0; k < 2 * Blocks; ++k) {
+                  const int from = 2 * (k % 2) + k / 2;
+                  o.x[k] = fused(even[from] + odd[from], unit[k / 2], o.x[k]);
+                }
+              }
+            });
+}
+
+KVPLAN_DEVICE bool is_bytes(const RunEntry& run) { return run.kind % kHalfKinds < kOtherKinds; }
+
+template <class Visit>
+KVPLAN_DEVICE void with_bytes(const RunEntry& run, Visit visit) {
+  with_byte_tile(run, run.kind >= kHalfKinds, run.kind % kOtherKinds, visit);
+}
+
+// Scores from runs of tiles of keys, without norms. `at` moves behind them.
+template <int Pages, int Blocks, bool OnlyBytes>
+KVPLAN_DEVICE void score_runs(Scores<Pages, Blocks>& s, const Work<Blocks>& work, int first,
+                              int end, std::uint32_t& at, std::uint32_t page_bytes,
+                              const uint2* query, bool with_bias) {
+  ByteSums<Pages, Blocks> sums = {};
+  HalfSums<Pages> halves = {};
+#pragma unroll 1
+  for (int i = first; i < end; ++i) {
+    const RunEntry& run = work.runs[i];
+    if (OnlyBytes || is_bytes(run))
+      with_bytes(run, [&](const auto& tile) {
+        score_bytes<Pages, Blocks>(sums, tile, at, page_bytes, run.bytes, run.tiles, query);
+      });
+    else
+      score_halves<Pages>(halves, run, at, page_bytes, query);
+    at += std::uint32_t{run.bytes} * run.tiles;
+    query += run.tiles * kLanes;
+  }
+  for_scores<Pages, Blocks>([&](int n, int i, int h, int e) {
+    const float other = (with_bias ? work.bias[e] : 0) + (OnlyBytes ? 0 : halves[n][i][2 * h + e]);
+    s[n][i][h][e] =
+        fused(digits(sums[n][e][i][2 * h], sums[n][e][i][2 * h + 1]), work.unit[e], other);
+  });
+}
+
+// Outputs of runs of tiles; w: weights of the tokens.
+template <int Pages, int Blocks, bool OnlyBytes>
+KVPLAN_DEVICE void value_runs(Output<Blocks>* output, const Work<Blocks>& work, int first, int end,
+                              std::uint32_t& at, std::uint32_t page_bytes,
+                              Scores<Pages, Blocks>& w) {
+  float factor[Blocks], unit[Blocks], half_unit[Blocks];
+  measure_weights<Pages, Blocks>(w, kTopByteWeight, factor, unit);
+  ByteWeights<Pages, Blocks> p;
+  make_byte_weights<Pages, Blocks>(p, w, factor);
+  HalfWeights<Pages> halves;
+  if constexpr (!OnlyBytes) {
+    for_scores<Pages, Blocks>(
+        [&](int n, int i, int h, int e) { w[n][i][h][e] *= factor[e] * (1 / kTopByteWeight); });
+#pragma unroll
+    for (int e = 0; e < Blocks; ++e) half_unit[e] = unit[e] * kTopByteWeight;
+    make_half_weights<Pages, Blocks>(halves, w);
+  }
+#pragma unroll 1
+  for (int i = first; i < end; ++i) {
+    const RunEntry& run = work.runs[i];
+    if (OnlyBytes || is_bytes(run))
+      with_bytes(run, [&](const auto& tile) {
+        add_byte_values<Pages, Blocks>(output + lane(), tile, at, page_bytes, run.bytes, run.tiles,
+                                       p, unit);
+      });
+    else
+      add_half_values<Pages, Blocks>(output, run, at, page_bytes, halves, half_unit);
+    at += std::uint32_t{run.bytes} * run.tiles;
+    output += run.tiles * kLanes;
+  }
+}
+
+// Norms or scales of the pages at `at`.
+template <int Pages>
+KVPLAN_DEVICE void load_norms(float (&x)[Pages][8], std::uint32_t at, std::uint32_t page_bytes,
+                              int bytes) {
+#pragma unroll
+  for (int n = 0; n < Pages; ++n) load_norms(x[n], at + n * page_bytes, bytes);
+}
+
+// The feed's next unit; `page`: index in the sequence of its first page, `tokens` of its pages
+// there are.
+template <int Pages, int Blocks, bool OnlyBytes>
+KVPLAN_DEVICE void attend_unit(const AttentionView& v, const Work<Blocks>& work,
+                               PageFeed<Pages>& feed, Running<Blocks>& r, int page, int tokens) {
+  Scores<Pages, Blocks> s, outlier_scores = {};
+  const std::uint32_t page_bytes = feed.page_bytes();
+  std::uint32_t at = feed.wait_keys();
+  score_runs<Pages, Blocks, OnlyBytes>(s, work, 0, work.key_runs, at, page_bytes, work.query, true);
+  const int values = work.key_runs + work.key_outlier_runs;
+  if constexpr (!OnlyBytes) {
+    // Outlier channels have a scale of their own per token, so sums of their own.
+    if (work.key_outlier_runs > 0)
+      score_runs<Pages, Blocks, false>(outlier_scores, work, work.key_runs, values, at, page_bytes,
+                                       work.query + work.key_tiles * kLanes, false);
+  }
+  const bool centred = v.layer.phase_steps > 0;
+  if (!centred) feed.done_keys();
+  at = feed.wait_rest();
+  const std::uint32_t half = at;
+  float norms[Pages][8];
+  load_norms<Pages>(norms, half + work.key_norms, page_bytes, work.norm_bytes[0]);
+  const int first = v.layer.sink_tokens + quant::kPageTokens * page;
+  const bool whole = tokens == Pages * quant::kPageTokens &&
+                     first + tokens - 1 <= work.first_query && first >= work.lowest;
+  const bool plain = OnlyBytes && r.started && whole && !v.layer.k_mean && !(v.soft_cap > 0);
+  if (plain) {
+    for_scores<Pages, Blocks>([&](int n, int i, int h, int e) {
+      s[n][i][h][e] = fused(s[n][i][h][e], norms[n][2 * i + h], -r.m[e]);
+    });
+  } else {
+    for_scores<Pages, Blocks>(
+        [&](int n, int i, int h, int e) { s[n][i][h][e] *= norms[n][2 * i + h]; });
+    if constexpr (!OnlyBytes) {
+      if (work.key_outlier_runs > 0) {
+        load_norms<Pages>(norms, half + work.key_scales, page_bytes, 2);
+        for_scores<Pages, Blocks>([&](int n, int i, int h, int e) {
+          s[n][i][h][e] = fused(outlier_scores[n][i][h][e], norms[n][2 * i + h], s[n][i][h][e]);
+        });
+      }
+    }
+    if (v.layer.k_mean) {
+      if (centred) {
+        add_centre<Pages, Blocks>(s, v, work, feed.phases());
+        feed.done_keys();
+      }
+      for_scores<Pages, Blocks>(
+          [&](int n, int i, int h, int e) { s[n][i][h][e] += work.constant[e]; });
+    }
+    if (v.soft_cap > 0) [[unlikely]]
+      cap<Pages, Blocks>(s, v.soft_cap);
+    if (!whole) [[unlikely]]
+      mask<Pages, Blocks>(s, v, work, first, tokens);
+  }
+  follow_maximum<Pages, Blocks>(work, work.value_tiles + (OnlyBytes ? 0 : work.value_outlier_tiles),
+                                r, s, plain);
+  exponentiate<Pages, Blocks>(s, r);
+
+  load_norms<Pages>(norms, half + work.value_norms, page_bytes, work.norm_bytes[1]);
+  Scores<Pages, Blocks> w;
+  for_scores<Pages, Blocks>([&](int n, int i, int h, int e) {
+    w[n][i][h][e] = s[n][i][h][e] * norms[n][2 * i + h];
+    r.norms[e] += w[n][i][h][e];
+  });
+  const int outlier_values = values + work.value_runs;
+  value_runs<Pages, Blocks, OnlyBytes>(work.output, work, values, outlier_values, at, page_bytes,
+                                       w);
+  if constexpr (!OnlyBytes) {
+    if (work.value_outlier_runs > 0) {
+      load_norms<Pages>(norms, half + work.value_scales, page_bytes, 2);
+      for_scores<Pages, Blocks>(
+          [&](int n, int i, int h, int e) { s[n][i][h][e] *= norms[n][2 * i + h]; });
+      value_runs<Pages, Blocks, false>(work.output + work.value_tiles * kLanes, work,
+                                       outlier_values, outlier_values + work.value_outlier_runs, at,
+                                       page_bytes, s);
+    }
+  }
+  feed.done_rest();
 }
 
 // What a segment needs, to the warp's shared memory and registers.
-KVPLAN_DEVICE void load_segment(const AttentionView& v, Work& work) {
+template <int Blocks>
+KVPLAN_DEVICE void load_segment(const AttentionView& v, Work<Blocks>& work) {
   const SharedMap& map = v.layer.shared;
   const std::int64_t segment = work.segment;
   const quant::HeadLayout& head = v.layer.heads[work.head];
@@ -204,74 +351,87 @@ KVPLAN_DEVICE void load_segment(const AttentionView& v, Work& work) {
   const auto* from = reinterpret_cast<const uint4*>(v.query + segment * v.query_tiles * kLanes);
   for (int i = lane(); i < head.k.tiles * kLanes / 2; i += kLanes) query[i] = from[i];
   auto* runs = reinterpret_cast<RunEntry*>(work.region + map.runs_offset);
-  int done = 0, tiles = 0;
+  int done = 0;
   for (const quant::SideLayout* side : {&head.k, &head.v}) {
     const int count = side->run_count + side->outlier_runs;
-    for (int i = lane(); i < count; i += kLanes) {
-      const quant::TileRun run = side->runs[i];
-      runs[done + i] = {
-          static_cast<std::uint16_t>(map.table_address[run.table % kMaxLevelTables] >> kEntryShift),
-          static_cast<std::uint16_t>((run.half != 0 ? 64 : 128) * run.width), tile_kind(run),
-          static_cast<std::uint8_t>(run.tiles), 0};
+    for (int i = lane(); i < count * 8; i += kLanes) {
+      const quant::TileRun& run = side->runs[i / 8];
+      RunEntry& entry = runs[done + i / 8];
+      if (run.code == quant::TileCode::kBytes)
+        entry.levels[i % 8] = table_word(run, v.layer.levels + 256 * run.table, i % 8);
+      if (i % 8 > 0) continue;
+      entry.table =
+          static_cast<std::uint16_t>(map.table_address[run.table % kMaxLevelTables] >> kEntryShift);
+      entry.bytes = static_cast<std::uint16_t>((run.half != 0 ? 64 : 128) * run.width);
+      entry.kind = tile_kind(run);
+      entry.tiles = static_cast<std::uint8_t>(run.tiles);
     }
     done += count;
-    tiles = side->tiles;
-    for (int i = side->run_count; i < count; ++i) tiles -= side->runs[i].tiles;
-    (side == &head.k ? work.key_tiles : work.value_tiles) = tiles;
+    int outlier_tiles = 0;
+    for (int i = side->run_count; i < count; ++i) outlier_tiles += side->runs[i].tiles;
+    if (side == &head.v) work.value_outlier_tiles = outlier_tiles;
+    (side == &head.k ? work.key_tiles : work.value_tiles) = side->tiles - outlier_tiles;
   }
   work.runs = runs;
   work.key_runs = head.k.run_count, work.key_outlier_runs = head.k.outlier_runs;
   work.value_runs = head.v.run_count, work.value_outlier_runs = head.v.outlier_runs;
-  work.tile_end = head.k.norm_offset;
-  work.key_norms = head.k.norm_offset, work.value_norms = head.v.norm_offset;
+  const std::uint32_t first_half = key_tile_bytes(head);
+  work.key_norms = head.k.norm_offset - first_half;
+  work.value_norms = head.v.norm_offset - first_half;
+  work.key_scales = head.k.scale_offset - first_half;
+  work.value_scales = head.v.scale_offset - first_half;
   work.norm_bytes[0] = head.k.norm_bytes, work.norm_bytes[1] = head.v.norm_bytes;
-  const std::int64_t column = segment * kColumns + 2 * (lane() & 3);
+  const std::int64_t lowest =
+      v.window > 0 ? work.first_query + v.batch.max_new_tokens - v.window : 0;
+  work.lowest = lowest > 0 ? static_cast<int>(lowest) : 0;
+  if (v.layer.phase_steps > 0) {
+    auto* const kept = reinterpret_cast<float2*>(work.region + map.centre_offset);
+    const int frequencies = 8 * v.layer.phase_steps;
+    const float2* const centre = v.centre + segment * frequencies * kColumns;
+    for (int i = lane(); i < frequencies * 4 * Blocks; i += kLanes)
+      kept[i] = centre[i / (4 * Blocks) * kColumns + i % (4 * Blocks)];
+    work.centre = kept;
+  }
 #pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    work.bias[e] = v.bias[column + e];
-    work.constant[e] = v.layer.k_mean ? v.constant[column + e] : 0;
+  for (int e = 0; e < Blocks; ++e) {
+    const std::int64_t column = segment * kColumns + (lane() & 3) + 4 * e;
+    const float2 bias = v.bias[column];
+    work.bias[e] = bias.x;
+    work.unit[e] = bias.y;
+    work.constant[e] = v.layer.k_mean ? v.constant[column] : 0;
   }
   sync_warp();
 }
 
 // Pages first .. first + count - 1 of the sequence.
-template <int Pages, bool Outliers>
-KVPLAN_DEVICE void attend_pages(const AttentionView& v, const Work& work, Running& r, int first,
-                                int count) {
-  PageList list;
-  list.pages = v.layer.pool + v.layer.heads[work.head].block_offset;
-  list.blocks =
-      v.batch.page_table + std::int64_t{v.batch.slot[work.sequence]} * v.batch.table_stride + first;
-  list.block_bytes = v.layer.block_bytes;
-  list.count = count;
-  list.start();
-  const SharedMap& map = v.layer.shared;
-  Stream<Pages> stream;
-  stream.ring = static_cast<std::uint32_t>(map.rings + warp() * Pages * map.ring_bytes);
-  stream.mask = static_cast<std::uint32_t>(map.ring_bytes) - 1;
-  stream.end = work.tile_end;
-  const std::uint32_t chunks = (work.tile_end + kChunk - 1) / kChunk;
-  stream.turn = kChunk * (chunks > kDepth ? chunks : kDepth);
-  // Where the lane starts to copy the group that starts at `done`; null behind the end.
-  const auto source_of = [&](int done) {
-    constexpr int kShare = Stream<Pages>::kLanesPerPage;
-    const std::byte* mine = nullptr;
-#pragma unroll
-    for (int n = 0; n < Pages; ++n) {
-      const std::byte* page = list.page(done + n);
-      if (lane() / kShare == n && done < count) mine = page + 16 * (lane() % kShare);
-    }
-    return mine;
-  };
-  stream.next = source_of(Pages);
-  stream.start(source_of(0));
+template <int Pages, int Blocks, bool OnlyBytes>
+KVPLAN_DEVICE void attend_pages(const AttentionView& v, const Work<Blocks>& work,
+                                PageFeed<Pages>& feed, Running<Blocks>& r, int first, int count) {
 #pragma unroll 1
   for (int done = 0; done < count; done += Pages) {
-    attend_group<Pages, Outliers>(v, work, r, stream, list, done, first + done);
-    // The stream has gone over to the next group by now, or does so with its next chunk.
-    stream.next = source_of(done + 2 * Pages);
-    list.go_to(done + Pages);
+    const int pages = count - done < Pages ? count - done : Pages;
+    attend_unit<Pages, Blocks, OnlyBytes>(v, work, feed, r, first + done,
+                                          pages * quant::kPageTokens);
   }
+}
+
+/// Starts to bring pages first .. first + count - 1 of the sequence.
+template <int Pages, int Blocks>
+KVPLAN_DEVICE void start_pages(const AttentionView& v, const Work<Blocks>& work,
+                               PageFeed<Pages>& feed, int first, int count) {
+  const quant::HeadLayout& head = v.layer.heads[work.head];
+  const int frequencies = 8 * v.layer.phase_steps;
+  PageList list;
+  list.pages = v.layer.pool + head.block_offset;
+  list.blocks =
+      v.batch.page_table + std::int64_t{v.batch.slot[work.sequence]} * v.batch.table_stride + first;
+  list.phases = v.layer.page_phase + std::int64_t{first} * frequencies;
+  list.block_bytes = v.layer.block_bytes;
+  list.count = count;
+  list.key_bytes = key_tile_bytes(head);
+  list.rest_bytes = head.page_bytes - list.key_bytes;
+  list.phase_bytes = static_cast<std::uint32_t>(frequencies * static_cast<int>(sizeof(float2)));
+  feed.start(list);
 }
 
 }  // namespace kvplan::kernels

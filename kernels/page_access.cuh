@@ -61,20 +61,6 @@ KVPLAN_DEVICE TileCodePlace tile_code_place(int side, bool half_tile, TileElemen
   return {row % 8 * 4 + column % 8 / 2, 2 * pair + column % 2};
 }
 
-constexpr int kStreamStart = kEntryShift;  // bit of code 0 among a lane's, widths 3..8
-
-KVPLAN_DEVICE int stream_start(int width, bool half_tile) {
-  return half_tile || width > 8 ? 0 : kStreamStart;
-}
-
-KVPLAN_DEVICE int code_bit(int width, bool half_tile, int code) {
-  const int pair = code / 2, half = code % 2;
-  if (!half_tile && width == 1) return pair + 16 * half;
-  if (!half_tile && width == 2) return 32 * (pair / 8) + pair_start(pair) + 16 * half;
-  const int bits = (half_tile ? 16 : 32) * width;
-  return (stream_start(width, half_tile) + width * code) % bits;
-}
-
 /// Word `index` of a tile in memory order: whose it is and which. 32-bit words, of a half tile
 /// 16-bit words.
 struct LaneWord {
@@ -99,41 +85,37 @@ KVPLAN_DEVICE int word_offset(int width, int word, int lane) {
 
 /// A lane's word, code(c) giving its codes.
 template <class Code>
-KVPLAN_DEVICE std::uint32_t pack_word(int width, bool half_tile, int word, Code code) {
+KVPLAN_DEVICE std::uint32_t pack_word(const quant::TileRun& run, int word, Code code) {
+  const bool half_tile = run.half != 0;
   std::uint32_t packed = 0;
-  if (!half_tile && width <= 2) {
-    const int codes = 32 / width;
-    for (int c = codes * word; c < codes * (word + 1); ++c)
-      packed |= code(c) << code_bit(width, false, c) % 32;
-    return packed;
-  }
-  // The codes that have bits in the word; before the first comes the last.
-  const int bits = half_tile ? 16 : 32, codes = bits;
-  const int start = stream_start(width, half_tile);
-  int c = (bits * word - start + codes * width) / width - codes;
-  for (; start + width * c < bits * (word + 1); ++c) {
-    const int shift = start + width * c - bits * word;
-    const std::uint32_t value = code((c + codes) % codes);
-    packed |= shift >= 0 ? value << shift : value >> -shift;
+  for (int c = 0; c < (half_tile ? 16 : 32); ++c) {
+    const quant::CodeParts parts = quant::code_parts(run.code, run.width, half_tile, c);
+    for (int i = 0; i < parts.count; ++i) {
+      const quant::CodePart part = parts.part[i];
+      if (part.word != word) continue;
+      const std::uint32_t stored = quant::stored_code(run.code, run.width, code(c));
+      packed |= (stored >> part.from & ((1u << part.bits) - 1)) << part.shift;
+    }
   }
   return packed;
 }
 
 /// The code of (token, coordinate of the tile).
-KVPLAN_DEVICE std::uint32_t read_code(const std::byte* tile, int side, int width, bool half_tile,
+KVPLAN_DEVICE std::uint32_t read_code(const std::byte* tile, int side, const quant::TileRun& run,
                                       TileElement e) {
+  const bool half_tile = run.half != 0;
   const TileCodePlace place = tile_code_place(side, half_tile, e);
-  const int bit = code_bit(width, half_tile, place.code);
-  std::uint32_t both[2];
-  for (int i = 0; i < 2; ++i) {
-    const int word = (bit / (half_tile ? 16 : 32) + i) % width;
-    both[i] =
-        half_tile
-            ? reinterpret_cast<const std::uint16_t*>(tile)[word * 32 + place.lane]
-            : *reinterpret_cast<const std::uint32_t*>(tile + word_offset(width, word, place.lane));
+  const quant::CodeParts parts = quant::code_parts(run.code, run.width, half_tile, place.code);
+  std::uint32_t code = 0;
+  for (int i = 0; i < parts.count; ++i) {
+    const quant::CodePart part = parts.part[i];
+    const std::uint32_t word =
+        half_tile ? reinterpret_cast<const std::uint16_t*>(tile)[part.word * 32 + place.lane]
+                  : *reinterpret_cast<const std::uint32_t*>(
+                        tile + word_offset(run.width, part.word, place.lane));
+    code |= (word >> part.shift & ((1u << part.bits) - 1)) << part.from;
   }
-  if (half_tile) both[0] |= both[1] << 16;
-  return funnel_right(both[0], both[1], bit % (half_tile ? 16 : 32)) & ((1u << width) - 1);
+  return quant::stored_code(run.code, run.width, code);
 }
 
 }  // namespace kvplan::kernels

@@ -1,9 +1,9 @@
 #pragma once
 // Which warp of the decode grid works on what. A sequence offers each of its segments (KV head,
-// column block) units: unit 0 is the fp16 tokens, each other one up to kUnitPages visible packed
-// pages. All units are laid end to end, sequence after sequence, segment after segment, each as
-// long as the work on it takes, and the line is cut into equal pieces: warp w owns the units that
-// start in piece w.
+// column block) units: unit 0 is the fp16 tokens, each other one up to LayerView::unit_pages
+// visible packed pages. All units are laid end to end, sequence after sequence, segment after
+// segment, each as long as the work on it takes, and the line is cut into equal pieces: warp w owns
+// the units that start in piece w.
 
 #include "kernels/ptx.cuh"
 #include "kernels/views.h"
@@ -14,11 +14,15 @@ namespace kvplan::kernels {
 struct SequenceUnits {
   int first_page = 0;  // the first that the window lets any query of the step see
   int pages = 0;       // full pages
-  KVPLAN_DEVICE int units() const { return 1 + (pages - first_page + kUnitPages - 1) / kUnitPages; }
+  int unit_pages = 1;
+  KVPLAN_DEVICE int units() const {
+    return 1 + (unit_pages == 2 ? (pages - first_page + 1) / 2 : pages - first_page);
+  }
 };
 
 KVPLAN_DEVICE SequenceUnits sequence_units(const AttentionView& v, int sequence) {
   SequenceUnits u;
+  u.unit_pages = v.layer.unit_pages;
   u.pages = full_pages(v.batch.length[sequence], v.layer.sink_tokens);
   if (v.window > 0) {
     const std::int64_t first = v.batch.length_before[sequence] + 1 - v.window - v.layer.sink_tokens;

@@ -1,14 +1,14 @@
 #pragma once
 // Product of a head's [head_dim, head_dim] float matrix with 16 columns by one block: what
-// `prepare`, `finish` and `read_back` do with their transforms. The matrix goes through shared
+// `read_back` does with its transforms, in float. The matrix goes through shared
 // memory in chunks of rows, so that a block's columns share every load.
 
 #include "kernels/ptx.cuh"
+#include "kernels/transform.cuh"
 
 namespace kvplan::kernels {
 
 inline constexpr int kProductThreads = 512;
-inline constexpr int kProductColumns = 16;
 inline constexpr int kPartStride = kProductColumns + 1;
 
 constexpr int product_rows(int depth) { return depth > 64 && depth <= 128 ? 128 : 64; }

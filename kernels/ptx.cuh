@@ -87,17 +87,65 @@ KVPLAN_DEVICE std::uint32_t load_shared_half(std::uint32_t address) {
   return v;
 }
 
-// Copies of 16 bytes from global to shared memory that run by themselves. commit_copies() closes
-// the lane's current group of copies; wait_copies<N>() waits until at most N of its groups are on
-// their way.
-KVPLAN_DEVICE void copy_async(std::uint32_t to, const std::byte* from) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from)
-               : "memory");
+/// Brings the line of `p` closer.
+KVPLAN_DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// Copies from global to shared memory that run by themselves, awaited at a barrier of 8 bytes in
+// shared memory: by the copy engine, or where there is none (before sm_90) by the lanes of a warp.
+// A barrier serves one batch of copies after the other; the k-th (k = 0, 1, ..) has parity k % 2.
+KVPLAN_DEVICE void init_barrier(std::uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#else
+  asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(barrier) : "memory");
+#endif
 }
-KVPLAN_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int Groups>
-KVPLAN_DEVICE void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
+/// One of a batch's copies; by a whole warp, all lanes with the same arguments. Addresses and
+/// `bytes` are multiples of 16. What the warp read at `to` before must be behind a sync_warp().
+KVPLAN_DEVICE void copy_async(std::uint32_t to, const std::byte* from, std::uint32_t bytes,
+                              std::uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  if (lane() == 0 && bytes > 0)
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(to),
+        "l"(from), "r"(bytes), "r"(barrier)
+        : "memory");
+#else
+  for (std::uint32_t i = 16 * static_cast<std::uint32_t>(lane()); i < bytes; i += 16 * 32)
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to + i), "l"(from + i)
+                 : "memory");
+#endif
+}
+/// Behind the copies of a batch, of `bytes` together.
+KVPLAN_DEVICE void end_batch(std::uint32_t barrier, std::uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  if (lane() == 0)
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+#else
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+#endif
+}
+KVPLAN_DEVICE void wait_copy(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  do {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, "
+        "p; }"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+#else
+    asm volatile(
+        "{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+#endif
+  } while (done == 0);
 }
 
 /// d [16,8] += a [16,16] b [16,8], fp16 in, float out; fragments as mma.m16n8k16 of the PTX ISA.
@@ -109,6 +157,40 @@ KVPLAN_DEVICE void mma(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// d [16,8] += a b in signed bytes, a [16,32] or [16,16] (fragments as mma.m16n8k32 and m16n8k16 of
+// the PTX ISA); mma_unsigned: b has unsigned bytes.
+KVPLAN_DEVICE void mma_bytes(int (&d)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                             std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+      "{%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+KVPLAN_DEVICE void mma_bytes(int (&d)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+/// The first product of a sum: d = a b.
+KVPLAN_DEVICE void multiply_unsigned(int (&d)[4], std::uint32_t a0, std::uint32_t a1,
+                                     std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
+                                     std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+      "{%10,%10,%10,%10};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(0));
+}
+KVPLAN_DEVICE void mma_unsigned(int (&d)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                                std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+      "{%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 /// Lane 4g+t gives elements (g, 2t), (g, 2t+1) of an 8 x 8 matrix of 16-bit numbers and gets (2t,
 /// g), (2t+1, g).
 KVPLAN_DEVICE std::uint32_t transpose8x8(std::uint32_t x) {
@@ -117,18 +199,12 @@ KVPLAN_DEVICE std::uint32_t transpose8x8(std::uint32_t x) {
   return y;
 }
 
-// Bits. (x & Mask) | y and (x & Mask) ^ y are one instruction each; the compiler makes two of them
-// when both operands are constants.
+// Bits. (x & Mask) | y is one instruction; the compiler makes two of it when both operands are
+// constants.
 template <std::uint32_t Mask>
 KVPLAN_DEVICE std::uint32_t mask_or(std::uint32_t x, std::uint32_t y) {
   std::uint32_t v;
   asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(v) : "r"(x), "n"(Mask), "r"(y));
-  return v;
-}
-template <std::uint32_t Mask>
-KVPLAN_DEVICE std::uint32_t mask_xor(std::uint32_t x, std::uint32_t y) {
-  std::uint32_t v;
-  asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(v) : "r"(x), "n"(Mask), "r"(y));
   return v;
 }
 /// Low 32 bits of (high:low) >> shift, shift 0..31.
@@ -138,6 +214,13 @@ KVPLAN_DEVICE std::uint32_t funnel_right(std::uint32_t low, std::uint32_t high, 
 /// Byte i of the result is byte (selector >> 4i & 7) of (b:a).
 KVPLAN_DEVICE std::uint32_t permute(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
   return __byte_perm(a, b, selector);
+}
+/// Byte i of the result is byte n & 7 of (b:a), n = selector >> 4i & 15, or with n & 8 eight times
+/// the sign bit of that byte.
+KVPLAN_DEVICE std::uint32_t select_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
+  std::uint32_t v;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(selector));
+  return v;
 }
 /// Index of the lowest set bit of x != 0.
 KVPLAN_DEVICE int first_bit(std::uint32_t x) { return __ffs(static_cast<int>(x)) - 1; }
@@ -153,6 +236,13 @@ KVPLAN_DEVICE float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+KVPLAN_DEVICE float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+KVPLAN_DEVICE float float_of_bits(std::uint32_t x) { return __uint_as_float(x); }
+KVPLAN_DEVICE std::uint32_t bits_of_float(float x) { return __float_as_uint(x); }
 KVPLAN_DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 KVPLAN_DEVICE double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
 KVPLAN_DEVICE std::uint16_t to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
@@ -167,31 +257,12 @@ KVPLAN_DEVICE float low_half(std::uint32_t x) {
 KVPLAN_DEVICE float high_half(std::uint32_t x) {
   return from_half(static_cast<std::uint16_t>(x >> 16));
 }
-KVPLAN_DEVICE std::uint32_t multiply_halves(std::uint32_t x, std::uint32_t y) {
-  const __half2 h =
-      __hmul2(*reinterpret_cast<const __half2*>(&x), *reinterpret_cast<const __half2*>(&y));
-  return *reinterpret_cast<const std::uint32_t*>(&h);
-}
 KVPLAN_DEVICE std::uint32_t add_halves(std::uint32_t x, std::uint32_t y) {
   const __half2 h =
       __hadd2(*reinterpret_cast<const __half2*>(&x), *reinterpret_cast<const __half2*>(&y));
   return *reinterpret_cast<const std::uint32_t*>(&h);
 }
 
-/// Global memory that is read once: evicted first. Stays where it is written between other volatile
-/// instructions (mma): the compiler would sink a load that runs ahead down to its use.
-KVPLAN_DEVICE uint4 load_once(const uint4* p) {
-  uint4 v;
-  asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
-KVPLAN_DEVICE uint2 load_once(const uint2* p) {
-  uint2 v;
-  asm volatile("ld.global.cs.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-  return v;
-}
 struct LaunchShape {
   int blocks = 1, blocks_y = 1, blocks_z = 1;
   int threads = 32;

@@ -75,8 +75,7 @@ KVPLAN_DEVICE void unpack(const ReadBackView& v, const quant::SideLayout& layout
     for (int i = thread() / kTokens; i < run_coordinates(run); i += kProductThreads / kTokens) {
       const std::byte* const tile =
           token.page + run.offset + i / size * quant::tile_bytes(run.width, half_tile);
-      const std::uint32_t code =
-          read_code(tile, v.side, run.width, half_tile, {token.in_page, i % size});
+      const std::uint32_t code = read_code(tile, v.side, run, {token.in_page, i % size});
       const int coordinate = run.coordinate + i;
       if (run.code == TileCode::kInteger)
         direct[outliers[coordinate] * kPartStride + column] =

@@ -2,7 +2,7 @@
 // Which segments a block of `prepare` and `finish` serves: those of one KV head whose columns in
 // use fill the 16 of a product.
 
-#include "kernels/product.cuh"
+#include "kernels/transform.cuh"
 #include "kernels/views.h"
 
 namespace kvplan::kernels {

@@ -1,6 +1,7 @@
 #include "kernels/static_data.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -126,6 +127,42 @@ void for_each_synthesis(const quant::TransformCodecSpec& spec, Set set) {
   }
 }
 
+/// A power of two that brings the largest number to at most 2^14.
+float matrix_scale(std::span<const float> matrix) {
+  float most = 0;
+  for (const float x : matrix) most = std::max(most, std::abs(x));
+  float scale = 1;
+  while (most > 16384 * scale) scale *= 2;
+  return scale;
+}
+
+/// Rows of a head's matrix as operands B: LayerView::k_matrix.
+void write_operands(std::span<const float> matrix, std::size_t d, float scale,
+                    std::span<uint4> operands) {
+  const std::size_t tiles = (d + kTileTokens - 1) / kTileTokens;
+  const auto halves = [&](std::size_t row, std::size_t column, bool rest) {
+    std::uint32_t pair = 0;
+    for (std::size_t i = 0; i < 2; ++i) {
+      const float x = row < d && column + i < d ? matrix[row * d + column + i] / scale : 0;
+      const std::uint16_t high = quant::to_half(x);
+      const std::uint16_t half =
+          rest ? quant::to_half((x - quant::from_half(high)) * kLowScale) : high;
+      pair |= std::uint32_t{half} << 16 * i;
+    }
+    return pair;
+  };
+  std::size_t at = 0;
+  for (std::size_t tile = 0; tile < tiles; ++tile)
+    for (std::size_t step = 0; step < tiles; ++step)
+      for (const bool rest : {false, true})
+        for (std::size_t lane = 0; lane < quant::kWarpLanes; ++lane) {
+          const std::size_t row = kTileTokens * tile + lane / 4;
+          const std::size_t column = kTileTokens * step + 2 * (lane % 4);
+          operands[at++] = {halves(row, column, rest), halves(row, column + 8, rest),
+                            halves(row + 8, column, rest), halves(row + 8, column + 8, rest)};
+        }
+}
+
 void write_means(const quant::TransformCodecSpec& spec, std::size_t bytes, ImageWriter& image,
                  const float*& on_device) {
   const auto means = image.take(bytes, on_device);
@@ -240,10 +277,28 @@ StaticData make_static_data(const PlanBundle& bundle, std::span<const quant::Lay
     for_each_synthesis(format.k, [&](std::size_t h, std::size_t channel, std::size_t i, float a) {
       k_query[(h * d + i) * d + channel] = a;
     });
+    const std::vector<float> k_rows(k_query.begin(), k_query.end());
     const auto v_output = image.take(bytes.v_output, view.v_output);
     for_each_synthesis(format.v, [&](std::size_t h, std::size_t channel, std::size_t i, float a) {
       v_output[(h * d + channel) * d + i] = a;
     });
+    const std::vector<float> v_rows(v_output.begin(), v_output.end());
+    std::vector<float2> scales;
+    const auto operands_of = [&](std::span<const float> rows, std::span<uint4> to, auto scale_of) {
+      const std::size_t heads = rows.size() / (d * d), part = to.size() / heads;
+      for (std::size_t h = 0; h < heads; ++h) {
+        const auto matrix = rows.subspan(h * d * d, d * d);
+        if (scales.size() <= h) scales.push_back({1, 1});
+        float& scale = scale_of(scales[h]);
+        scale = matrix_scale(matrix);
+        write_operands(matrix, d, scale, to.subspan(h * part, part));
+      }
+    };
+    operands_of(k_rows, image.take(bytes.k_matrix, view.k_matrix),
+                [](float2& s) -> float& { return s.x; });
+    operands_of(v_rows, image.take(bytes.v_matrix, view.v_matrix),
+                [](float2& s) -> float& { return s.y; });
+    std::ranges::copy(scales, image.take(bytes.matrix_scales, view.matrix_scales).begin());
     write_means(format.k, bytes.k_mean, image, view.k_mean);
     write_means(format.v, bytes.v_mean, image, view.v_mean);
 

@@ -1,11 +1,13 @@
 #pragma once
-// From the words of a packed tile to operand A of mma.m16n8k16, one struct per kind of tile
+// From the words of a packed tile whose levels are no bytes (tile_bytes.cuh) to operand A of
+// mma.m16n8k16 in fp16, one struct per kind of tile
 // (docs/formats/packing.md, "Pages and tiles"). Level tables are in shared memory: an entry holds
 // two halves, repeated for the 32 lanes so that every look-up is free of conflicts, and an entry's
 // address is the table's base | index << 7 | lane * 4. Words are read once and never shuffled
 // between lanes.
 
 #include "kernels/ptx.cuh"
+#include "kernels/tile_bytes.cuh"
 #include "kernels/views.h"
 
 namespace kvplan::kernels {
@@ -43,35 +45,12 @@ KVPLAN_DEVICE std::uint32_t look_up(const std::uint32_t (&w)[Words], int first, 
   }
 }
 
-/// A tile in a ring in shared memory: byte x of it is at ring | (position + x) % size.
-struct RingTile {
-  std::uint32_t ring, mask, position;
-  KVPLAN_DEVICE std::uint32_t at(std::uint32_t x) const { return ((position + x) & mask) | ring; }
-};
-
-/// Words of a full tile of Width words per lane: sections of 4, 2 and 1 words.
-template <int Width>
-KVPLAN_DEVICE void load_full(std::uint32_t (&w)[Width], const RingTile& tile) {
-#pragma unroll
-  for (int s = 0; s < Width / 4; ++s) {
-    const uint4 v = load_shared4(tile.at(s * 512 + 16 * lane()));
-    w[4 * s] = v.x, w[4 * s + 1] = v.y, w[4 * s + 2] = v.z, w[4 * s + 3] = v.w;
-  }
-  constexpr int kDone = Width / 4 * 4;
-  if constexpr ((Width & 2) != 0) {
-    const uint2 v = load_shared2(tile.at(kDone * 128 + 8 * lane()));
-    w[kDone] = v.x, w[kDone + 1] = v.y;
-  }
-  if constexpr ((Width & 1) != 0)
-    w[Width - 1] = load_shared1(tile.at((Width - 1) * 128 + 4 * lane()));
-}
-
 /// Full tile, levels from a table.
 template <int Width>
 struct TableTile {
   static constexpr int kWords = Width;
   KVPLAN_DEVICE explicit TableTile(std::uint32_t table) : base(table) {}
-  KVPLAN_DEVICE void load(std::uint32_t (&w)[kWords], const RingTile& tile) const {
+  KVPLAN_DEVICE void load(std::uint32_t (&w)[kWords], std::uint32_t tile) const {
     load_full<Width>(w, tile);
   }
   template <bool Values>
@@ -82,85 +61,11 @@ struct TableTile {
   std::uint32_t base;
 };
 
-/// Width 1, levels -x and x: the code is the sign.
-template <>
-struct TableTile<1> {
-  static constexpr int kWords = 1;
-  KVPLAN_DEVICE explicit TableTile(std::uint32_t table) : low(load_shared(table)) {}
-  KVPLAN_DEVICE void load(std::uint32_t (&w)[1], const RingTile& tile) const {
-    load_full<1>(w, tile);
-  }
-  template <bool Values>
-  KVPLAN_DEVICE void operand(const std::uint32_t (&w)[1], int i, std::uint32_t (&a)[4]) const {
-#pragma unroll
-    for (int r = 0; r < 4; ++r) a[r] = mask_xor<0x80008000>(w[0] << (15 - (4 * i + r)), low);
-  }
-  std::uint32_t low;  // -x twice
-};
-
-/// Where the pairs of a width 2 tile start in their half words, in units of 2 bits.
-KVPLAN_DEVICE int pair_start(int pair) {
-  constexpr std::uint32_t kStarts = 0x75061324;  // 4 2 3 1 6 0 5 7, the first in the low nibble
-  return 2 * static_cast<int>(kStarts >> 4 * (pair % 8) & 7);
-}
-
-template <>
-struct TableTile<2> {
-  static constexpr int kWords = 2;
-  KVPLAN_DEVICE explicit TableTile(std::uint32_t table) : base(table) {}
-  KVPLAN_DEVICE void load(std::uint32_t (&w)[2], const RingTile& tile) const {
-    load_full<2>(w, tile);
-  }
-  template <bool Values>
-  KVPLAN_DEVICE void operand(const std::uint32_t (&w)[2], int i, std::uint32_t (&a)[4]) const {
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const int pair = 4 * i + r, start = pair_start(pair);
-      const std::uint32_t x = w[pair / 8];
-      const std::uint32_t first =
-          start >= kEntryShift ? x >> (start - kEntryShift) : x << (kEntryShift - start);
-      const std::uint32_t second = x >> (16 + start - kEntryShift - 2);
-      a[r] = load_shared(
-          mask_or<3u << kEntryShift>(first, mask_or<3u << (kEntryShift + 2)>(second, base)));
-    }
-  }
-  std::uint32_t base;
-};
-
-/// Width 2 with levels (code - 1.5) * step, by arithmetic on the exponent field: registers 0 and 1
-/// come out as 4 + code, 2 and 3 as 4 + code / 4. Factor and offsets are in the other operand and
-/// in a correction (AttentionView::query, bias).
-struct UniformTile {
-  static constexpr int kWords = 2;
-  static constexpr float kLowOffset = 5.5f, kHighOffset = 17.5f, kHighFactor = 4;
-  KVPLAN_DEVICE explicit UniformTile(std::uint32_t) : four(opaque(0x44004400)) {}
-  KVPLAN_DEVICE void load(std::uint32_t (&w)[2], const RingTile& tile) const {
-    load_full<2>(w, tile);
-  }
-  template <bool Values>
-  KVPLAN_DEVICE void operand(const std::uint32_t (&w)[2], int i, std::uint32_t (&a)[4]) const {
-    constexpr std::uint32_t kOnes = 0x03000300, kQuarters = 0x00c000c0;
-    const std::uint32_t x = w[i / 2];
-    const std::uint32_t even = i % 2 == 0 ? x : x >> 4;
-    a[0] = mask_or<kOnes>(even, four);
-    a[2] = mask_or<kQuarters>(even, four);
-    if (i % 2 == 0) {
-      const std::uint32_t odd = x << 4;
-      a[1] = mask_or<kOnes>(odd, four);
-      a[3] = mask_or<kQuarters>(odd, four);
-    } else {
-      a[1] = mask_or<kOnes>(x << 8, four);
-      a[3] = mask_or<kQuarters>(x >> 8, four);
-    }
-  }
-  std::uint32_t four;
-};
-
 /// 16 coordinates in fp16.
 struct HalfPrecisionTile {
   static constexpr int kWords = 16;
   KVPLAN_DEVICE explicit HalfPrecisionTile(std::uint32_t) {}
-  KVPLAN_DEVICE void load(std::uint32_t (&w)[16], const RingTile& tile) const {
+  KVPLAN_DEVICE void load(std::uint32_t (&w)[16], std::uint32_t tile) const {
     load_full<16>(w, tile);
   }
   template <bool Values>
@@ -188,7 +93,7 @@ KVPLAN_DEVICE std::uint32_t integer_pair(const std::uint32_t (&w)[Words], int pa
 struct IntegerTile {
   static constexpr int kWords = 8;
   KVPLAN_DEVICE explicit IntegerTile(std::uint32_t) {}
-  KVPLAN_DEVICE void load(std::uint32_t (&w)[8], const RingTile& tile) const {
+  KVPLAN_DEVICE void load(std::uint32_t (&w)[8], std::uint32_t tile) const {
     load_full<8>(w, tile);
   }
   template <bool Values>
@@ -205,11 +110,11 @@ struct HalfTile {
   static constexpr int kWidth = Pairs::kWidth;
   static constexpr int kWords = (kWidth + 1) / 2;
   KVPLAN_DEVICE explicit HalfTile(std::uint32_t table) : pairs{table} {}
-  KVPLAN_DEVICE void load(std::uint32_t (&w)[kWords], const RingTile& tile) const {
+  KVPLAN_DEVICE void load(std::uint32_t (&w)[kWords], std::uint32_t tile) const {
 #pragma unroll
     for (int k = 0; k < kWords; ++k) {
-      w[k] = load_shared_half(tile.at(128 * k + 2 * lane()));
-      if (2 * k + 1 < kWidth) w[k] |= load_shared_half(tile.at(128 * k + 64 + 2 * lane())) << 16;
+      w[k] = load_shared_half(tile + 128 * k + 2 * lane());
+      if (2 * k + 1 < kWidth) w[k] |= load_shared_half(tile + 128 * k + 64 + 2 * lane()) << 16;
     }
   }
   template <bool Values>
@@ -246,58 +151,53 @@ struct HalfPrecisionPairs {
   std::uint32_t unused;
 };
 
-/// One number for width, code and half of a run.
-inline constexpr int kUniformKind = 17, kIntegerKind = 18, kHalfKinds = 32;
+/// One number for width, code and half of a run: kBytes has its width, the others more.
+inline constexpr int kIntegerKind = 32, kOtherKinds = 32, kHalfKinds = 64;
 KVPLAN_DEVICE std::uint8_t tile_kind(const quant::TileRun& run) {
-  const int full = run.code == quant::TileCode::kUniform   ? kUniformKind
+  const int full = run.code == quant::TileCode::kBytes     ? run.width
                    : run.code == quant::TileCode::kInteger ? kIntegerKind
-                                                           : run.width;
+                                                           : kOtherKinds + run.width;
   return static_cast<std::uint8_t>(full + (run.half != 0 ? kHalfKinds : 0));
 }
 
-/// Calls visit(tile) with the struct of a tile's kind; `table` is its table's base | lane * 4.
+/// Calls visit(tile) with the struct of a 16-bit tile's kind; `table` is its table's base | lane *
+/// 4.
 template <class Visit>
 KVPLAN_DEVICE void with_tile(int kind, std::uint32_t table, Visit visit) {
   switch (kind) {
-    case 1:
-      return visit(TableTile<1>(table));
-    case 2:
+    case kOtherKinds + 2:
       return visit(TableTile<2>(table));
-    case 3:
+    case kOtherKinds + 3:
       return visit(TableTile<3>(table));
-    case 4:
+    case kOtherKinds + 4:
       return visit(TableTile<4>(table));
-    case 5:
+    case kOtherKinds + 5:
       return visit(TableTile<5>(table));
-    case 6:
+    case kOtherKinds + 6:
       return visit(TableTile<6>(table));
-    case 7:
+    case kOtherKinds + 7:
       return visit(TableTile<7>(table));
-    case 8:
+    case kOtherKinds + 8:
       return visit(TableTile<8>(table));
-    case 16:
+    case kOtherKinds + 16:
       return visit(HalfPrecisionTile(table));
-    case kUniformKind:
-      return visit(UniformTile(table));
     case kIntegerKind:
       return visit(IntegerTile(table));
-    case kHalfKinds + 1:
-      return visit(HalfTile<TablePairs<1>>(table));
-    case kHalfKinds + 2:
+    case kHalfKinds + kOtherKinds + 2:
       return visit(HalfTile<TablePairs<2>>(table));
-    case kHalfKinds + 3:
+    case kHalfKinds + kOtherKinds + 3:
       return visit(HalfTile<TablePairs<3>>(table));
-    case kHalfKinds + 4:
+    case kHalfKinds + kOtherKinds + 4:
       return visit(HalfTile<TablePairs<4>>(table));
-    case kHalfKinds + 5:
+    case kHalfKinds + kOtherKinds + 5:
       return visit(HalfTile<TablePairs<5>>(table));
-    case kHalfKinds + 6:
+    case kHalfKinds + kOtherKinds + 6:
       return visit(HalfTile<TablePairs<6>>(table));
-    case kHalfKinds + 7:
+    case kHalfKinds + kOtherKinds + 7:
       return visit(HalfTile<TablePairs<7>>(table));
-    case kHalfKinds + 8:
+    case kHalfKinds + kOtherKinds + 8:
       return visit(HalfTile<TablePairs<8>>(table));
-    case kHalfKinds + 16:
+    case kHalfKinds + kOtherKinds + 16:
       return visit(HalfTile<HalfPrecisionPairs>(table));
     default:
       return visit(HalfTile<IntegerPairs>(table));

@@ -14,7 +14,6 @@ namespace kvplan::kernels {
 inline constexpr int kColumns = 8;          // of the queries that one pass over a page serves
 inline constexpr int kMaxLevelTables = 16;  // distinct level tables of a layer
 inline constexpr int kMaxKvHeads = 128;
-inline constexpr int kUnitPages = 2;  // packed pages that a warp of `decode` takes at a time
 inline constexpr int kDecodeWarps =
     12;  // of a block of `decode`, at most: 168 registers per thread
 inline constexpr std::uint32_t kSharedBase = 1024;  // where the shared window of a block starts
@@ -26,10 +25,6 @@ inline constexpr int kMaxPairWidth =
 constexpr int table_bytes(int width) {
   return 1 << (kEntryShift + (width <= kMaxPairWidth ? 2 * width : width));
 }
-
-// Chunks of packed pages on their way to a warp.
-inline constexpr int kChunk = 256;  // bytes of a page
-inline constexpr int kDepth = 4;    // of them on their way
 
 inline constexpr int kOpenTokens = quant::kPageTokens;
 
@@ -52,13 +47,16 @@ struct SegmentState {
 };
 
 /// A run of tiles, as a warp keeps the list of them in shared memory.
-struct RunEntry {
+struct alignas(16) RunEntry {
   std::uint16_t table;  // address of its table >> kEntryShift
   std::uint16_t bytes;  // of a tile
   std::uint8_t kind;    // tile_kind
   std::uint8_t tiles;
-  std::uint16_t unused;
+  std::uint8_t unused[10];
+  std::uint32_t levels[8];  // kBytes: the bytes of its table
 };
+
+inline constexpr std::size_t kPageListBytes = 64;
 
 /// Where the shared memory of `decode` holds what: addresses in the shared window (which starts at
 /// 1024).
@@ -70,11 +68,15 @@ struct SharedMap {
                warp_bytes = 0;  // a warp's
   // In it:
   std::int32_t query_offset = 0, output_offset = 0, state_offset = 0;
-  std::int32_t runs_offset = 0;            // list of the segment's runs
-  std::int32_t rings = 0, ring_bytes = 0;  // tiles on their way: of all warps; of one page
+  std::int32_t runs_offset = 0;      // list of the segment's runs
+  std::int32_t list_offset = 0;      // PageList
+  std::int32_t centre_offset = 0;    // [frequencies][4 or 8 columns] float2
+  std::int32_t barriers_offset = 0;  // [2] of 8 bytes
+  std::int32_t feed_offset = 0;      // [2][unit_pages] of slot_bytes, phases
+  std::int32_t slot_bytes = 0;       // of one page
 };
 
-/// How long a warp of `decode` works on kUnitPages pages of a KV head, in any unit.
+/// How long a warp of `decode` works on a unit of pages of a KV head, in any unit.
 struct WorkCosts {
   std::uint32_t head[kMaxKvHeads] = {};
   std::uint32_t all = 0;  // sum over the heads
@@ -103,8 +105,13 @@ struct LayerView {
                                     // channels (zero rows beyond coded, zero columns at outliers)
   const float* v_output = nullptr;  // [kv_heads][head_dim][head_dim]: synthesis, row = channel,
                                     // column = storage coordinate
-  const float* k_mean = nullptr;    // [kv_heads][head_dim] before rotary; null: not centred
-  const float* v_mean = nullptr;    // [kv_heads][head_dim]
+  // The same two as operands B (transform.cuh), divided by a power of two so that fp16 holds them.
+  const uint4* k_matrix = nullptr;  // [kv_heads][tiles][tiles][2][32], tiles = ceil(head_dim / 16):
+                                    // (16 rows, 16 columns), fp16 and 2048 times what it left
+  const uint4* v_matrix = nullptr;
+  const float2* matrix_scales = nullptr;  // [kv_heads] of k_matrix and v_matrix
+  const float* k_mean = nullptr;          // [kv_heads][head_dim] before rotary; null: not centred
+  const float* v_mean = nullptr;          // [kv_heads][head_dim]
   // Rotary geometry, for the centring of keys.
   int pairs = 0;        // rotary_dim / 2; 0 without rotary embedding
   int pair_stride = 1;  // pair j: channels j * stride and j * stride + distance
@@ -119,9 +126,10 @@ struct LayerView {
   const uint4* rotary_tile_low =
       nullptr;  // what fp16 rounding left of it, scaled by 2048; null: not needed
   WorkCosts costs;
+  int unit_pages = 1;  // packed pages that a warp of `decode` takes at a time: 1 or 2
   SharedMap shared;
   std::size_t shared_bytes = 0;  // of a block of `decode`
-  bool outliers = false;         // some head has outlier channels
+  bool only_bytes = false;       // every run of tiles of every head is kBytes
 };
 
 /// The batch of a step; entry i is one sequence. Device pointers.
@@ -152,18 +160,21 @@ struct AttentionView {
   float* out_float = nullptr;        // float, as q; or null
   float* lse = nullptr;              // [rows][query_heads] natural log-sum-exp, or null
 
-  // Written by `prepare`. Fragments are operand B of mma.m16n8k16: lane 4g+t holds column g, rows
-  // 2t, 2t+1 (x) and 2t+8, 2t+9 (y) of the tile, fp16; rows are the tile's coordinates, scores come
-  // out in units of log2. Half tiles: y = 0. Full kUniform tiles: q' * step, y four times that.
-  // kInteger: the plain query at the outlier channels.
+  // Written by `prepare`. Fragments of 16-bit tiles (all but kBytes) are operand B of
+  // mma.m16n8k16: lane 4g+t holds matrix column g, rows 2t, 2t+1 (x) and 2t+8, 2t+9 (y) of the
+  // tile, fp16; rows are the tile's coordinates, scores come out in units of log2; matrix column 2c
+  // + e is column c + 4e of the segment. Half tiles: y = 0. kInteger: the plain query at the
+  // outlier channels. Fragments of kBytes tiles are operand B of m16n8k32, signed bytes: lane 4g+t
+  // holds rows 2t, 2t+8, 2t+1, 2t+9 of column g / 2 (x) and g / 2 + 4 (y): of the integer q' * step
+  // / unit = 256 high + low the high digit where g is even, the low one (-128..127) where it is
+  // odd.
   uint2* query = nullptr;        // [segments][query_tiles][32]
   int query_tiles = 0;           // stride: the most K tiles of a head
   uint2* plain_query = nullptr;  // [segments][plain_tiles][32]: untransformed q, plain_tiles =
                                  // ceil(head_dim / 16), zero beyond
   int plain_tiles = 0;
-  float* bias = nullptr;  // [segments][8]: added to scores of packed pages before the norm: minus
-                          // the sum over kUniform tiles of step * (5.5 q' of coordinates 0..7, 17.5
-                          // q' of coordinates 8..15)
+  float2* bias = nullptr;  // [segments][8]: added to scores of packed pages before the norm: sum
+                           // over kBytes coordinates of q' * step * byte_offset; unit of the digits
   float* constant =
       nullptr;  // [segments][8]: q . mean over the channels without rotary, log2 units (centred)
   float2* centre =
@@ -181,7 +192,7 @@ struct AttentionView {
                 // 2^(score - m); a column that reads nothing has m = -1e30, l = 0
   float4* slot_output =
       nullptr;  // [total_warps + segments][output_tiles][32]: accumulator fragments: lane 4g+t
-                // holds coordinate g columns 2t, 2t+1 (x, y), coordinate g + 8 (z, w); sum of
+                // holds coordinates g, g + 8 of column t (x, y) and of column t + 4 (z, w); sum of
                 // 2^(score - m) * norm * level
   int output_tiles = 0;            // the most V tiles of a head (outlier tiles too)
   float2* plain_state = nullptr;   // [segments][8] of the fp16 tokens (sinks, open page)
@@ -226,15 +237,19 @@ cudaError_t decode(const AttentionView& view, cudaStream_t stream);
 cudaError_t finish(const AttentionView& view, cudaStream_t stream);
 cudaError_t read_back(const ReadBackView& view, cudaStream_t stream);
 
-/// The grid of `decode` and its shared memory; a pure function of the layer.
+/// The grid of `decode` and its shared memory; a pure function of the layer and of the columns
+/// (1..8) that a segment uses at most.
 struct DecodeShape {
   int blocks = 0, block_warps = 0;
+  int unit_pages = 1;
   std::size_t shared_bytes = 0;
   SharedMap shared;
 };
+/// Whether every run of tiles is kBytes: then `decode` runs without its 16-bit arithmetic.
+bool has_only_bytes(const quant::LayerFormat& format);
 /// InternalError when not even one warp fits.
 DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int phase_steps,
-                         bool split_tile, int multiprocessors);
+                         bool split_tile, int columns, int multiprocessors);
 /// Allows the decode kernels that much shared memory; once per device.
 cudaError_t configure_decode(std::size_t shared_bytes);
 

@@ -113,6 +113,9 @@ std::vector<LayerBuffers> layer_buffers(std::span<const LayerFormat> layers, int
         bytes.weights += head.weight.size() * kDoubleBytes;
       }
     bytes.k_query = bytes.v_output = kv_heads * d * d * kFloatBytes;
+    const std::size_t tiles = (d + kTileCoordinates - 1) / kTileCoordinates;
+    bytes.k_matrix = bytes.v_matrix = kv_heads * tiles * tiles * 2 * kWarpLanes * kUint4Bytes;
+    bytes.matrix_scales = kv_heads * kFloat2Bytes;
     bytes.k_mean = format.k.mean ? kv_heads * d * kFloatBytes : 0;
     bytes.v_mean = format.v.mean ? kv_heads * d * kFloatBytes : 0;
     if (owners[l] != l) continue;
@@ -152,7 +155,7 @@ SharedBuffers shared_buffers(std::span<const LayerFormat> layers, int sink_token
   bytes.batch = 4 * sequences * kIntBytes;
   bytes.query = segments * query_tiles * kWarpLanes * kUint2Bytes;
   bytes.plain_query = segments * plain_tiles * kWarpLanes * kUint2Bytes;
-  bytes.bias = segments * kQueryColumns * kFloatBytes;
+  bytes.bias = segments * kQueryColumns * kFloat2Bytes;
   bytes.constant = centred ? segments * kQueryColumns * kFloatBytes : 0;
   bytes.centre = segments * kPhasePairs * steps * kQueryColumns * kFloat2Bytes;
   bytes.slot_owner = slots * kIntBytes;
@@ -172,9 +175,10 @@ CacheSize cache_size(const PlanBundle& bundle, const CacheGeometry& geometry,
   for (const LayerBuffers& b : layer_buffers(layers, sinks, geometry)) {
     total.pages += charged(b.pool);
     total.open += charged(b.sinks, b.open);
-    total.statics += charged(b.layouts, b.levels, b.boundaries, b.encoders, b.channels, b.analysis,
-                             b.weights, b.k_query, b.v_output, b.k_mean, b.v_mean, b.inv_freq,
-                             b.page_phase, b.rotary_tile, b.rotary_tile_low);
+    total.statics +=
+        charged(b.layouts, b.levels, b.boundaries, b.encoders, b.channels, b.analysis, b.weights,
+                b.k_query, b.v_output, b.k_matrix, b.v_matrix, b.matrix_scales, b.k_mean, b.v_mean,
+                b.inv_freq, b.page_phase, b.rotary_tile, b.rotary_tile_low);
   }
   const SharedBuffers b = shared_buffers(layers, sinks, geometry, grid);
   total.tables = charged(b.page_table, b.batch);

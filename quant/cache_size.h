@@ -67,7 +67,10 @@ struct LayerBuffers {
   std::size_t weights = 0;     // double [c] of all heads and sides
   std::size_t k_query = 0;     // float [kv_heads][head_dim][head_dim]
   std::size_t v_output = 0;    // float [kv_heads][head_dim][head_dim]
-  std::size_t k_mean = 0;      // float [kv_heads][head_dim]; 0: not centred
+  std::size_t k_matrix = 0;    // uint4 [kv_heads][tiles][tiles][2][32], tiles = ceil(head_dim / 16)
+  std::size_t v_matrix = 0;
+  std::size_t matrix_scales = 0;  // float2 [kv_heads]
+  std::size_t k_mean = 0;         // float [kv_heads][head_dim]; 0: not centred
   std::size_t v_mean = 0;
 
   // 0 unless the layer is its rotary owner.
@@ -88,7 +91,7 @@ struct SharedBuffers {
 
   std::size_t query = 0;         // uint2 [segments][most K tiles of a head][32]
   std::size_t plain_query = 0;   // uint2 [segments][ceil(head_dim / 16)][32]
-  std::size_t bias = 0;          // float [segments][8]
+  std::size_t bias = 0;          // float2 [segments][8]
   std::size_t constant = 0;      // float [segments][8]
   std::size_t centre = 0;        // float2 [segments][kPhasePairs * phase_steps][8]
   std::size_t slot_owner = 0;    // int32 [slots]

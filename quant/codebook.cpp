@@ -7,6 +7,7 @@
 #include <mutex>
 #include <utility>
 
+#include "quant/byte_levels.h"
 #include "quant/portable_math.h"
 #include "schemas/error.h"
 
@@ -223,18 +224,20 @@ Codebook uniform_gaussian(int bits) {
 }
 
 const Codebook& codebook(const std::string& name, int bits) {
-  if (name != "lloyd_max" && name != "uniform")
-    throw ArgumentError("unknown codebook \"" + name + "\"; expected lloyd_max or uniform");
+  if (name != "lloyd_max" && name != "lloyd_max_byte" && name != "uniform")
+    throw ArgumentError("unknown codebook \"" + name +
+                        "\"; expected lloyd_max, lloyd_max_byte or uniform");
   require_bits(bits);
   static std::mutex mutex;
   static std::map<std::pair<std::string, int>, Codebook> cache;
   const std::lock_guard lock(mutex);
   const auto key = std::pair(name, bits);
   auto found = cache.find(key);
-  if (found == cache.end())
-    found =
-        cache.emplace(key, name == "uniform" ? uniform_gaussian(bits) : lloyd_max_gaussian(bits))
-            .first;
+  if (found == cache.end()) {
+    Codebook book = name == "uniform" ? uniform_gaussian(bits) : lloyd_max_gaussian(bits);
+    if (name == "lloyd_max_byte") book = on_byte_grid(book);
+    found = cache.emplace(key, std::move(book)).first;
+  }
   return found->second;
 }
 

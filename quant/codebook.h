@@ -28,8 +28,8 @@ Codebook lloyd_max_gaussian(int bits);
 Codebook lloyd_max_beta(int bits, int d);
 /// Uniform levels with the step of least MSE on N(0,1) (2 bits: +-.49785, +-1.49355).
 Codebook uniform_gaussian(int bits);
-/// "lloyd_max" or "uniform" (plan.json `codebooks`). Cached; thread-safe. ArgumentError for another
-/// name or width.
+/// "lloyd_max", "lloyd_max_byte" (the same on a grid of bytes, quant/byte_levels.h) or "uniform"
+/// (plan.json `codebooks`). Cached; thread-safe. ArgumentError for another name or width.
 const Codebook& codebook(const std::string& name, int bits);
 
 /// D_u(b) = D/(1-D), D_u(0) = 1: relative error of a width under the unbiased scale

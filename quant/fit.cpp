@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "quant/byte_levels.h"
 #include "quant/fit_impl.h"
 #include "quant/moments.h"
 #include "quant/parallel_for.h"
@@ -177,7 +178,10 @@ std::vector<CostChoice> Fit::Impl::rotated_choices(const HeadFit& head) const {
 
 std::string Fit::Impl::codebook_name(int width) const {
   const auto named = options.codebooks.find(width);
-  return named == options.codebooks.end() ? "lloyd_max" : named->second;
+  if (named != options.codebooks.end()) return named->second;
+  // What the runtime multiplies as bytes (quant/byte_levels.h).
+  if (width >= 3 && width <= kMaxByteWidth) return "lloyd_max_byte";
+  return width == 8 ? "uniform" : "lloyd_max";
 }
 
 double Fit::Impl::relative_error(int width) const {

@@ -21,7 +21,8 @@ struct FitOptions {
   int group_size = 16;  // calibrated: coordinates per width, a multiple of 8 that divides head_dim
   int max_width = 6;    // 1..8
   std::map<int, std::string> codebooks = {
-      {2, "uniform"}};                  // others lloyd_max; rotated also takes lloyd_max_beta
+      {2, "uniform"}};                  // 3..6 lloyd_max_byte, 8 uniform, others lloyd_max;
+                                        // rotated also takes lloyd_max_beta
   std::string norm = "log8";            // log8 | fp16; rotated: fp16
   std::string scale_rule = "unbiased";  // one | norm_corrected | biased | unbiased
   bool centre = true;
@@ -37,7 +38,7 @@ struct FitOptions {
   int threads = 1;                  // 0: all cores; never changes a byte of the result
 };
 
-/// The defaults of a codec: those above, or for "rotated" a Haar rotation, Lloyd-Max throughout,
+/// The defaults of a codec: those above, or for "rotated" a Haar rotation, Lloyd-Max at 2 bits too,
 /// norm fp16, norm_corrected.
 FitOptions default_fit_options(const std::string& codec);
 

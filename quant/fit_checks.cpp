@@ -38,7 +38,7 @@ void check_calibrated(const FitOptions& o, int head_dim) {
   require_one_of("norm", o.norm, {"log8", "fp16"});
   require_one_of("rotation.kind of codec calibrated", o.rotation.kind, {"none"});
   for (const auto& [width, name] : o.codebooks)
-    require_one_of("codebooks", name, {"lloyd_max", "uniform"});
+    require_one_of("codebooks", name, {"lloyd_max", "lloyd_max_byte", "uniform"});
 }
 
 void check_rotated(const FitOptions& o, int head_dim) {
@@ -55,7 +55,7 @@ void check_rotated(const FitOptions& o, int head_dim) {
   require_one_of("rotation.scope", o.rotation.scope, {"model", "head"});
   require_one_of("rotation.sides", o.rotation.sides, {"kv", "k", "v"});
   for (const auto& [width, name] : o.codebooks)
-    require_one_of("codebooks", name, {"lloyd_max", "lloyd_max_beta", "uniform"});
+    require_one_of("codebooks", name, {"lloyd_max", "lloyd_max_beta", "lloyd_max_byte", "uniform"});
 }
 
 class ProfileCheck {

@@ -1,4 +1,4 @@
-// Where each code of a tile is, and the conversion of a page from and to the linear form
+// The conversion of a page from and to the linear form
 // (docs/formats/packing.md, "Pages and tiles").
 
 #include <array>
@@ -12,9 +12,6 @@
 namespace kvplan::quant {
 namespace {
 
-constexpr int kFirstBit = 7;  // of code (0, 0) in a lane's stream, widths 3..8
-// Width 2: the bit of a pair's first code in its word, halved.
-constexpr int kPairPlace[8] = {4, 2, 3, 1, 6, 0, 5, 7};
 constexpr std::size_t kScaleBytes = 2;
 constexpr unsigned kIntegerOffset = 128;  // outlier codes are stored as code + 128
 
@@ -23,7 +20,8 @@ constexpr int word_bits(bool half_tile) { return half_tile ? 16 : 32; }
 /// The words of all lanes of a tile.
 class TileWords {
  public:
-  TileWords(int width, bool half_tile) : width_(width), half_tile_(half_tile) {}
+  explicit TileWords(const TileRun& run)
+      : code_(run.code), width_(run.width), half_tile_(run.half != 0) {}
 
   void load(const std::byte* tile) {
     for_each_word([&](std::uint32_t& word, std::size_t offset, std::size_t bytes) {
@@ -36,32 +34,31 @@ class TileWords {
     });
   }
 
-  // A code takes bits of one word, or of a word and the next, the first one following the last.
   std::uint32_t code(const TilePlace& place) const {
-    const auto [word, next, shift] = bits_of(place);
     const auto& words = words_[static_cast<std::size_t>(place.lane)];
-    const std::uint64_t both = words[word] | std::uint64_t{words[next]} << word_bits(half_tile_);
-    return static_cast<std::uint32_t>(both >> shift) & ((1u << width_) - 1);
+    const CodeParts parts = parts_of(place);
+    std::uint32_t code = 0;
+    for (int i = 0; i < parts.count; ++i) {
+      const CodePart& part = parts.part[i];
+      code |= (words[static_cast<std::size_t>(part.word)] >> part.shift & ((1u << part.bits) - 1))
+              << part.from;
+    }
+    return stored_code(code_, width_, code);
   }
   void add_code(const TilePlace& place, std::uint32_t code) {
-    const auto [word, next, shift] = bits_of(place);
     auto& words = words_[static_cast<std::size_t>(place.lane)];
-    const std::uint64_t both = std::uint64_t{code} << shift;
-    const std::uint64_t mask = (std::uint64_t{1} << word_bits(half_tile_)) - 1;
-    words[word] |= static_cast<std::uint32_t>(both & mask);
-    words[next] |= static_cast<std::uint32_t>(both >> word_bits(half_tile_));
+    const CodeParts parts = parts_of(place);
+    const std::uint32_t stored = stored_code(code_, width_, code);
+    for (int i = 0; i < parts.count; ++i) {
+      const CodePart& part = parts.part[i];
+      words[static_cast<std::size_t>(part.word)] |= (stored >> part.from & ((1u << part.bits) - 1))
+                                                    << part.shift;
+    }
   }
 
  private:
-  struct Bits {
-    std::size_t word, next;
-    int shift;
-  };
-  Bits bits_of(const TilePlace& place) const {
-    const int bit = code_bit(width_, place.pair, place.half, half_tile_);
-    const int word = bit / word_bits(half_tile_);
-    return {static_cast<std::size_t>(word), static_cast<std::size_t>((word + 1) % width_),
-            bit % word_bits(half_tile_)};
+  CodeParts parts_of(const TilePlace& place) const {
+    return code_parts(code_, width_, half_tile_, 2 * place.pair + place.half);
   }
 
   template <class Visit>
@@ -73,6 +70,7 @@ class TileWords {
               static_cast<std::size_t>(word_bits(half_tile_) / 8));
   }
 
+  TileCode code_;
   int width_;
   bool half_tile_;
   std::array<std::array<std::uint32_t, kFp16Width>, kWarpLanes> words_{};
@@ -143,14 +141,6 @@ void check_sizes(const SideLayout& layout, std::size_t page, std::size_t token_s
 
 }  // namespace
 
-int code_bit(int width, int pair, int half, bool half_tile) {
-  const int code = 2 * pair + half;
-  if (width == kFp16Width || half_tile) return width * code;
-  if (width == 1) return pair + 16 * half;
-  if (width == 2) return 32 * (pair / 8) + 2 * kPairPlace[pair % 8] + 16 * half;
-  return (kFirstBit + width * code) % (32 * width);
-}
-
 std::size_t word_offset(int width, int word, int lane, bool half_tile) {
   if (half_tile) return static_cast<std::size_t>((word * kWarpLanes + lane) * 2);
   const int in_fours = width / 4 * 4, in_twos = width & 2;
@@ -216,7 +206,7 @@ void to_page(const SideLayout& layout, Side side, std::span<const std::byte> lin
     }
   }
   for_each_tile(layout, [&](const TileRun& run, int tile, std::size_t offset) {
-    TileWords words(run.width, run.half != 0);
+    TileWords words(run);
     for_each_code(layout, run, tile, side, [&](int token, int index, const TilePlace& place) {
       words.add_code(place, codes.at(token, index));
     });
@@ -229,7 +219,7 @@ void from_page(const SideLayout& layout, Side side, std::span<const std::byte> p
   check_sizes(layout, page.size(), token_stride, linear.size());
   PageCodes codes(layout);
   for_each_tile(layout, [&](const TileRun& run, int tile, std::size_t offset) {
-    TileWords words(run.width, run.half != 0);
+    TileWords words(run);
     words.load(page.data() + offset);
     for_each_code(layout, run, tile, side, [&](int token, int index, const TilePlace& place) {
       codes.at(token, index) = static_cast<std::uint16_t>(words.code(place));

@@ -4,29 +4,20 @@
 #include <cmath>
 #include <string>
 
+#include "quant/byte_levels.h"
 #include "quant/codec_checks.h"
 #include "schemas/error.h"
 
 namespace kvplan::quant {
 namespace {
 
-constexpr int kSignWidth = 1, kUniformWidth = 2;
+constexpr int kSignWidth = 1;
 constexpr double kLevelTolerance = 1e-6;  // relative
 constexpr std::size_t kMaxTables = 256;   // TileRun::table is a byte
 
 std::uint32_t rounded_up(std::uint32_t bytes) {
   constexpr auto kUnit = static_cast<std::uint32_t>(kPageAlignment);
   return (bytes + kUnit - 1) / kUnit * kUnit;
-}
-
-/// Distance of neighbours if the four levels are (code - 1.5) times it, else 0.
-float uniform_step(std::span<const float> levels) {
-  const float step = (levels[3] - levels[0]) / 3;
-  for (std::size_t code = 0; code < levels.size(); ++code) {
-    const double expected = (static_cast<double>(code) - 1.5) * step;
-    if (std::abs(levels[code] - expected) > kLevelTolerance * std::abs(expected)) return 0;
-  }
-  return step;
 }
 
 /// InputError unless two levels are -x and x: the kernels read a code of one bit as a sign.
@@ -78,8 +69,11 @@ class LayerBuilder {
       run.width = static_cast<std::uint8_t>(codes.width);
       run.table = table_of(codes.levels, pointer + "widths");
       run.coordinate = static_cast<std::uint16_t>(codes.begin);
-      if (codes.width == kUniformWidth) run.step = uniform_step(codes.levels);
-      if (run.step > 0) run.code = TileCode::kUniform;
+      if (const auto bytes = byte_levels(codes.levels)) {
+        run.code = TileCode::kBytes;
+        run.step = bytes->step;
+        run.byte_offset = bytes->offset;
+      }
       layout.run_count += add_runs(layout, run, codes.end - codes.begin, pointer + "widths");
     }
     layout.outliers = static_cast<std::int32_t>(head.outliers.size());
@@ -107,8 +101,6 @@ class LayerBuilder {
       run.coordinate = static_cast<std::uint16_t>(run.coordinate + run.tiles * kTileCoordinates);
       run.tiles = 1;
       run.half = 1;
-      if (run.code == TileCode::kUniform) run.code = TileCode::kTable;
-      run.step = 0;
       run.offset = take(tile_bytes(run.width, true));
       *next++ = run;
     }

@@ -36,7 +36,7 @@ constexpr std::size_t token_index(int token) {
 
 enum class TileCode : std::uint8_t {
   kTable = 0,    // level = table[code]
-  kUniform = 1,  // full tiles of width 2 whose levels are (code - 1.5) times `step`
+  kBytes = 1,    // the same with levels (byte + byte_offset) * step: quant/byte_levels.h
   kHalf = 2,     // width 16: plain fp16 numbers
   kInteger = 3,  // outlier channels: code - 128, times the outlier scale of the token
 };
@@ -46,12 +46,12 @@ struct TileRun {
   TileCode code = TileCode::kTable;
   std::uint8_t width = 0;        // 1..8, 16
   std::uint8_t half = 0;         // 1: a single tile of 8 coordinates
-  std::uint8_t table = 0;        // index into LayerFormat::tables (kTable, kUniform)
+  std::uint8_t table = 0;        // index into LayerFormat::tables (kTable, kBytes)
   std::uint16_t tiles = 0;       // number of tiles
   std::uint16_t coordinate = 0;  // storage index of the first coordinate (kInteger: index into the
                                  // head's list of outlier channels)
   std::uint32_t offset = 0;      // bytes from the start of the page
-  float step = 0;                // kUniform: distance of neighbouring levels
+  float step = 0, byte_offset = 0;  // kBytes
   bool operator==(const TileRun&) const = default;
 };
 
@@ -79,6 +79,11 @@ struct HeadLayout {
   bool operator==(const HeadLayout&) const = default;
 };
 
+/// Bytes of the tiles of keys: where those of values begin.
+constexpr std::uint32_t key_tile_bytes(const HeadLayout& head) {
+  return head.v.run_count + head.v.outlier_runs > 0 ? head.v.runs[0].offset : head.k.norm_offset;
+}
+
 /// A layer of the cache. A *block* is the pages of all KV heads for the same 64 tokens; page tables
 /// hold block numbers.
 struct LayerFormat {
@@ -94,10 +99,87 @@ struct LayerFormat {
 /// coordinates of a width that are no multiple of 8; page_tokens other than 64.
 std::vector<LayerFormat> page_format(const PlanBundle& bundle);
 
-/// Where code `half` (0, 1) of pair `pair` of a lane is in the lane's words of a full tile (bit
-/// within the 32 * width bits of the lane's `width` words), resp. of a half tile (bit within 16 *
-/// width bits).
-int code_bit(int width, int pair, int half, bool half_tile);
+// Codes of a lane in a tile are counted in the order of registers: code 2 * pair + half. A code's
+// bits in the lane's words (32 bits, of a half tile 16 bits) are one part, or several.
+
+/// Bits from .. from + bits - 1 of a code are bits shift .. of word `word`.
+struct CodePart {
+  std::int8_t word = 0, shift = 0, from = 0, bits = 0;
+};
+struct CodeParts {
+  CodePart part[3];
+  int count = 0;
+  constexpr void add(int word, int shift, int from, int bits) {
+    part[count++] = {static_cast<std::int8_t>(word), static_cast<std::int8_t>(shift),
+                     static_cast<std::int8_t>(from), static_cast<std::int8_t>(bits)};
+  }
+};
+
+inline constexpr int kStreamStart = 7;  // bit of code 0 of full tiles, where codes are a stream
+
+/// A stream: code after code, the last one goes on at bit 0.
+constexpr CodeParts stream_parts(int width, bool half_tile, int code) {
+  const int word_bits = half_tile ? 16 : 32, all = word_bits * width;
+  const int first = ((half_tile || width > 8 ? 0 : kStreamStart) + width * code) % all;
+  CodeParts parts;
+  const int word = first / word_bits, shift = first % word_bits;
+  const int here = shift + width <= word_bits ? width : word_bits - shift;
+  parts.add(word, shift, 0, here);
+  if (here < width) parts.add((word + 1) % width, 0, here, width - here);
+  return parts;
+}
+
+/// kBytes: the four codes of a register of operand A (its bytes) as a selector of four nibbles, as
+/// fields of four bytes, or spread over planes of one bit: whatever makes bytes in the fewest
+/// instructions (docs/formats/packing.md). Byte y of a full tile's register u = 2 i + r0, of a
+/// half tile's pair of registers u = i.
+constexpr CodeParts byte_parts(int width, bool half_tile, int code) {
+  const int pair = code / 2, half = code % 2;
+  const int u = half_tile ? pair / 2 : 2 * (pair / 4) + pair % 2;
+  const int y = 2 * half + (half_tile ? pair % 2 : pair / 2 % 2);
+  const int word_bits = half_tile ? 16 : 32;
+  const int selectors = word_bits / 16;  // of a word
+  const int selector = u / selectors, nibble = 16 * (u % selectors) + 4 * y;
+  CodeParts parts;
+  const auto byte_field = [&](int first_bit) {  // in 32-bit words
+    const int bit = 8 * y + first_bit % 32, word = first_bit / 32;
+    if (half_tile)
+      parts.add(2 * word + bit / 16, bit % 16, 0, width);
+    else
+      parts.add(word, bit, 0, width);
+  };
+  if (width == 1) {
+    if (half_tile)
+      parts.add(0, 4 * y + u, 0, 1);
+    else
+      byte_field(u);
+  } else if (width == 2) {
+    byte_field(32 * (u / 4) + 2 * (u % 4));
+  } else if (width == 3) {
+    if (selector < 3)
+      parts.add(selector, nibble, 0, 3);
+    else
+      for (int b = 0; b < 3; ++b) parts.add(b, nibble + 3, b, 1);
+  } else if (width == 8) {
+    byte_field(32 * u);
+  } else {
+    parts.add(selector, nibble, 0, 4);
+    for (int b = 4; b < width; ++b) parts.add(b, nibble + selector, b, 1);
+  }
+  return parts;
+}
+
+constexpr CodeParts code_parts(TileCode code_of_run, int width, bool half_tile, int code) {
+  return code_of_run == TileCode::kBytes ? byte_parts(width, half_tile, code)
+                                         : stream_parts(width, half_tile, code);
+}
+
+/// Codes of 5 and 6 bits with bytes are stored as sign (1: positive) and magnitude; its own
+/// inverse.
+constexpr std::uint32_t stored_code(TileCode code_of_run, int width, std::uint32_t code) {
+  if (code_of_run != TileCode::kBytes || width < 5 || width > 6) return code;
+  return (code >> (width - 1)) != 0 ? code : code ^ ((1u << (width - 1)) - 1);
+}
 
 /// Byte offset in a tile of word `word` of lane `lane`: 32-bit words in sections of 4, 2 and 1 per
 /// lane for a full tile, 16-bit words, word after word, for a half tile.

@@ -139,7 +139,7 @@ class Partials {
           (step_.before[i] + 1 - step_.window - layer_.view.sink_tokens) / quant::kPageTokens;
       const int skipped =
           step_.window == 0 ? 0 : static_cast<int>(std::clamp<std::int64_t>(first, 0, full));
-      const int page_units = (full - skipped + kUnitPages - 1) / kUnitPages;
+      const int page_units = (full - skipped + layer_.view.unit_pages - 1) / layer_.view.unit_pages;
       for (int s = 0; s < layer_.view.kv_heads * blocks_; ++s)
         for (int unit = 0; unit < 1 + page_units; ++unit) {
           const int segment = static_cast<int>(i) * layer_.view.kv_heads * blocks_ + s;
@@ -163,8 +163,8 @@ class Partials {
   }
 
   static double fragment_value(const std::vector<float4>& tiles, std::size_t tile, int row, int c) {
-    const float4& o = tiles[tile * 32 + size(4 * (row % 8) + c / 2)];
-    return row < 8 ? (c % 2 == 0 ? o.x : o.y) : (c % 2 == 0 ? o.z : o.w);
+    const float4& o = tiles[tile * 32 + size(4 * (row % 8) + c % 4)];
+    return c < 4 ? (row < 8 ? o.x : o.y) : (row < 8 ? o.z : o.w);
   }
 
   void expect_row(int head, int segment, int c, std::size_t row) const {

@@ -59,7 +59,8 @@ class Prepared {
     const DeviceArray<std::uint16_t> q(q_);
     const DeviceArray<uint2> query(size(segments_ * tiles_) * quant::kWarpLanes);
     const DeviceArray<uint2> plain(size(segments_ * plain_tiles_) * quant::kWarpLanes);
-    const DeviceArray<float> bias(size(segments_) * kColumns), constant(size(segments_) * kColumns);
+    const DeviceArray<float2> bias(size(segments_) * kColumns);
+    const DeviceArray<float> constant(size(segments_) * kColumns);
     const DeviceArray<float2> centre(size(segments_ * frequencies()) * kColumns + 1);
     AttentionView view;
     view.layer = layer_.view;
@@ -125,6 +126,9 @@ class Prepared {
     for (const double value : y) largest = std::max(largest, std::abs(value));
     for (const double value : q) largest = std::max(largest, std::abs(value));
 
+    // Lanes of the matrix column of 16-bit numbers, and of the two of digits.
+    const int half_lane = 4 * (2 * (c % 4) + c / 4);
+    const float2 bias_unit = bias_[size(segment * kColumns + c)];
     int first_tile = 0;
     double bias = 0, bias_size = 0;
     for (int r = 0; r < layout.run_count + layout.outlier_runs; ++r) {
@@ -143,24 +147,31 @@ class Prepared {
           else
             expected = y[size(coordinate)];
           const bool high = row >= quant::kTileCoordinates / 2;
-          double factor = 1;
-          if (run.code == TileCode::kUniform) {
-            factor = run.step * (high ? 4 : 1);
-            bias -= run.step * expected * (high ? 17.5 : 5.5);
-            bias_size += run.step * largest * (high ? 17.5 : 5.5);
+          const uint2* const fragments =
+              query_.data() + (segment * tiles_ + first_tile + tile) * 32 + row % 8 / 2;
+          if (run.code != TileCode::kBytes) {
+            ASSERT_NEAR(element(fragments[half_lane], high, row % 2), expected,
+                        kHalfRounding * largest)
+                << "run " << r << " tile " << tile << " row " << row;
+            continue;
           }
-          const uint2 fragment =
-              query_[size((segment * tiles_ + first_tile + tile) * 32 + 4 * c + row % 8 / 2)];
-          ASSERT_NEAR(element(fragment, high, row % 2), factor * expected,
-                      kHalfRounding * factor * largest)
+          bias += run.step * run.byte_offset * expected;
+          bias_size += run.step * std::abs(run.byte_offset) * largest;
+          const auto digit = [&](int place) {  // 0 high, 1 low
+            const uint2 f = fragments[4 * (2 * (c % 4) + place)];
+            const std::uint32_t word = c < 4 ? f.x : f.y;
+            return static_cast<std::int8_t>(word >> 8 * (2 * (row % 2) + high) & 0xff);
+          };
+          ASSERT_NEAR((256 * digit(0) + digit(1)) * double{bias_unit.y}, run.step * expected,
+                      .5 * bias_unit.y + kFloatRounding * largest * run.step)
               << "run " << r << " tile " << tile << " row " << row;
         }
       first_tile += run.tiles;
     }
-    EXPECT_NEAR(bias_[size(segment * kColumns + c)], bias, kHalfRounding * bias_size + 1e-6);
+    EXPECT_NEAR(bias_unit.x, bias, kFloatRounding * bias_size + 1e-6);
     for (int row = 0; row < plain_tiles_ * quant::kTileCoordinates; ++row) {
       const uint2 fragment =
-          plain_[size((segment * plain_tiles_ + row / 16) * 32 + 4 * c + row % 8 / 2)];
+          plain_[size((segment * plain_tiles_ + row / 16) * 32 + half_lane + row % 8 / 2)];
       const double expected = row < layer_.view.head_dim ? q[size(row)] : 0;
       ASSERT_NEAR(element(fragment, row % 16 / 8, row % 2), expected, kHalfRounding * largest);
     }
@@ -199,8 +210,8 @@ class Prepared {
   int group_, blocks_ = 0, segments_ = 0, tiles_ = 0, plain_tiles_ = 0;
   std::vector<std::uint16_t> q_;
   std::vector<uint2> query_, plain_;
-  std::vector<float> bias_, constant_;
-  std::vector<float2> centre_;
+  std::vector<float> constant_;
+  std::vector<float2> bias_, centre_;
 };
 
 class Prepare : public OnDevice {};

@@ -52,7 +52,7 @@ TEST(Fit, CostTableOfTheCalibratedCodec) {
     EXPECT_EQ(unit.head, static_cast<int>(u / 4 % 2));
     EXPECT_EQ(unit.group, static_cast<int>(u % 4));
     ASSERT_EQ(unit.choices.size(), 7u);
-    const double per_error = unit.choices[3].cost / unbiased_distortion("lloyd_max", 3);
+    const double per_error = unit.choices[3].cost / unbiased_distortion("lloyd_max_byte", 3);
     for (int width = 0; width <= 6; ++width) {
       const CostChoice& choice = unit.choices[static_cast<std::size_t>(width)];
       EXPECT_EQ(choice.width, width);
@@ -60,7 +60,7 @@ TEST(Fit, CostTableOfTheCalibratedCodec) {
       if (width == 0) {
         EXPECT_GE(choice.cost, per_error * (1 - 1e-12));
       } else {
-        const double error = unbiased_distortion(width == 2 ? "uniform" : "lloyd_max", width);
+        const double error = unbiased_distortion(width == 2 ? "uniform" : "lloyd_max_byte", width);
         EXPECT_NEAR(choice.cost, per_error * error, 1e-12 * per_error);
       }
     }
@@ -108,9 +108,10 @@ TEST(Fit, AssemblesGroupsInStorageOrder) {
   EXPECT_EQ(plan.group_size, 8);
   EXPECT_EQ(plan.front, header.front);
   EXPECT_EQ(plan.provenance.calibration_tokens, 3 * 36);
-  EXPECT_EQ(plan.codebooks,
-            (std::map<int, std::string>{
-                {2, "uniform"}, {3, "lloyd_max"}, {4, "lloyd_max"}, {6, "lloyd_max"}}));
+  EXPECT_EQ(
+      plan.codebooks,
+      (std::map<int, std::string>{
+          {2, "uniform"}, {3, "lloyd_max_byte"}, {4, "lloyd_max_byte"}, {6, "lloyd_max_byte"}}));
   for (const auto& [width, name] : plan.codebooks)
     EXPECT_EQ(bundle.tensors.levels.at(width), codebook(name, width).levels);
 
@@ -180,7 +181,7 @@ TEST(TrellisFit, CostsAreThoseOfItsTables) {
   for (std::size_t u = 0; u < tcq.costs().units.size(); ++u) {
     const auto& choices = tcq.costs().units[u].choices;
     const auto& others = scalar.costs().units[u].choices;
-    const double per_error = others[6].cost / unbiased_distortion("lloyd_max", 6);
+    const double per_error = others[6].cost / unbiased_distortion("lloyd_max_byte", 6);
     for (std::size_t width = 0; width < choices.size(); ++width) {
       EXPECT_EQ(choices[width].size_bits, others[width].size_bits);
       if (width == 0 || width > kMaxTrellisWidth) {
@@ -427,7 +428,7 @@ INSTANTIATE_TEST_SUITE_P(
         OptionCase{"ScaleRule", [](FitOptions& o) { o.scale_rule = "best"; },
                    "scale_rule: expected one of one"},
         OptionCase{"Codebook", [](FitOptions& o) { o.codebooks[3] = "lloyd_max_beta"; },
-                   "codebooks: expected one of lloyd_max, uniform"},
+                   "codebooks: expected one of lloyd_max, lloyd_max_byte, uniform"},
         OptionCase{"CodebookWidth", [](FitOptions& o) { o.codebooks[9] = "uniform"; },
                    "1..8, found 9"},
         OptionCase{"Rotation", [](FitOptions& o) { o.rotation.kind = "haar"; },

@@ -33,8 +33,10 @@ inline PlanBundle calibrated_plan(int head_dim, int group_size, const HeadWidths
   Plan& plan = bundle.plan;
   plan.model = paged_model(kv_heads, head_dim);
   plan.group_size = group_size;
-  for (int width = 1; width <= 8; ++width)
-    bundle.tensors.levels[width] = codebook(width == 2 ? "uniform" : "lloyd_max", width).levels;
+  for (int width = 1; width <= 8; ++width) {
+    const bool uniform = width == 2 || width == 8;
+    bundle.tensors.levels[width] = codebook(uniform ? "uniform" : "lloyd_max_byte", width).levels;
+  }
 
   const std::vector<double> rotation = haar_rotation(head_dim, 3, 0, 0, 0, false);
   const auto tensors_of = [&](std::size_t shift) {
@@ -84,6 +86,12 @@ struct PagedPlan {
   std::function<PlanBundle()> make;
 };
 
+/// Levels that are on no grid of bytes.
+inline PlanBundle with_exact_levels(PlanBundle bundle) {
+  for (auto& [width, levels] : bundle.tensors.levels) levels = codebook("lloyd_max", width).levels;
+  return bundle;
+}
+
 /// A plan for each thing that a page can hold.
 inline std::vector<PagedPlan> paged_plans() {
   const auto with = [](PlanBundle bundle, auto change) {
@@ -99,6 +107,17 @@ inline std::vector<PagedPlan> paged_plans() {
        [] {
          return calibrated_plan(64, 8, {{8, 7, 6, 5, 4, 3, 2, 1}, {2, 2, 2, 1, 1, 1, 0, 0}},
                                 {{4, 4, 4, 3, 3, 3, 3, 0}, {8, 8, 8, 8, 8, 8, 8, 8}});
+       }},
+      {"Groups8EveryWidthExact",
+       [] {
+         return with_exact_levels(
+             calibrated_plan(64, 8, {{8, 7, 6, 5, 4, 3, 2, 1}, {2, 2, 2, 1, 1, 1, 0, 0}},
+                             {{4, 4, 4, 3, 3, 3, 3, 0}, {8, 8, 8, 8, 8, 8, 8, 8}}));
+       }},
+      {"Groups8Bytes",
+       [] {
+         return calibrated_plan(64, 8, {{8, 8, 8, 6, 5, 4, 3, 2}, {6, 6, 6, 5, 5, 5, 0, 0}},
+                                {{6, 6, 6, 5, 5, 5, 1, 1}, {8, 8, 8, 4, 3, 1, 0, 0}});
        }},
       {"HeadWithoutCodes", [] { return calibrated_plan(64, 16, {{0, 0, 0, 0}}, {{3, 3, 3, 3}}); }},
       {"Fp16Heads",

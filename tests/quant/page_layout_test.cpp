@@ -47,23 +47,76 @@ TEST(TilePlaces, OfHandDerivedCodes) {
   }
 }
 
-TEST(CodeBits, OfHandDerivedCodes) {
+/// word.shift of the bits of a code, lowest first.
+std::string bits_of(const CodeParts& parts) {
+  std::string text;
+  int next = 0;
+  for (int i = 0; i < parts.count; ++i) {
+    const CodePart& part = parts.part[i];
+    EXPECT_EQ(part.from, next);
+    next += part.bits;
+    text += (i > 0 ? " " : "") + std::to_string(part.word) + "." + std::to_string(part.shift) +
+            "x" + std::to_string(part.bits);
+  }
+  return text;
+}
+
+TEST(CodeParts, OfStreamsDerivedByHand) {
   struct Row {
-    int width, pair, half;
+    int width, code;
     bool half_tile;
-    int bit;
+    const char* bits;
   };
-  const Row rows[] = {
-      {3, 0, 0, false, 7},    {3, 0, 1, false, 10},  {3, 15, 1, false, 4},   {4, 1, 1, false, 19},
-      {8, 15, 1, false, 255}, {7, 15, 1, false, 0},  {2, 0, 0, false, 8},    {2, 0, 1, false, 24},
-      {2, 5, 1, false, 16},   {2, 1, 0, false, 4},   {2, 2, 0, false, 6},    {2, 3, 0, false, 2},
-      {2, 4, 0, false, 12},   {2, 6, 1, false, 26},  {2, 13, 0, false, 32},  {2, 15, 1, false, 62},
-      {1, 5, 1, false, 21},   {1, 15, 0, false, 15}, {16, 3, 1, false, 112}, {3, 3, 1, true, 21},
-      {1, 7, 1, true, 15},    {2, 4, 0, true, 16},   {16, 7, 0, true, 224},
-  };
+  const Row rows[] = {{3, 0, false, "0.7x3"},        {3, 31, false, "0.4x3"},
+                      {3, 8, false, "0.31x1 1.0x2"}, {8, 31, false, "7.31x1 0.0x7"},
+                      {7, 31, false, "0.0x7"},       {2, 1, false, "0.9x2"},
+                      {16, 7, false, "3.16x16"},     {3, 7, true, "1.5x3"},
+                      {5, 3, true, "0.15x1 1.0x4"},  {16, 14, true, "14.0x16"}};
   for (const Row& row : rows)
-    EXPECT_EQ(code_bit(row.width, row.pair, row.half, row.half_tile), row.bit)
-        << "width " << row.width << " pair " << row.pair << " half " << row.half;
+    EXPECT_EQ(bits_of(stream_parts(row.width, row.half_tile, row.code)), row.bits)
+        << "width " << row.width << " code " << row.code;
+}
+
+TEST(CodeParts, OfBytesDerivedByHand) {
+  // Code 2 p + h is byte 2 h + r1 of register 2 i + r0, p = 4 i + r0 + 2 r1; of a half tile byte 2
+  // h
+  // + r of step i, p = 2 i + r.
+  struct Row {
+    int width, code;
+    bool half_tile;
+    const char* bits;
+  };
+  const Row rows[] = {{1, 0, false, "0.0x1"},
+                      {1, 5, false, "0.24x1"},
+                      {1, 31, false, "0.31x1"},
+                      {1, 9, true, "0.10x1"},
+                      {2, 2, false, "0.2x2"},
+                      {2, 20, false, "1.8x2"},
+                      {2, 13, true, "1.6x2"},
+                      {3, 3, false, "0.24x3"},
+                      {3, 12, false, "1.4x3"},
+                      {3, 24, false, "0.3x1 1.3x1 2.3x1"},
+                      {3, 31, false, "0.31x1 1.31x1 2.31x1"},
+                      {3, 15, true, "0.15x1 1.15x1 2.15x1"},
+                      {4, 26, false, "3.16x4"},
+                      {4, 5, true, "1.8x4"},
+                      {5, 26, false, "3.16x4 4.19x1"},
+                      {5, 5, true, "1.8x4 4.9x1"},
+                      {6, 1, false, "0.8x4 4.8x1 5.8x1"},
+                      {8, 31, false, "7.24x8"},
+                      {8, 3, true, "1.8x8"}};
+  for (const Row& row : rows)
+    EXPECT_EQ(bits_of(byte_parts(row.width, row.half_tile, row.code)), row.bits)
+        << "width " << row.width << " code " << row.code << (row.half_tile ? " half tile" : "");
+}
+
+TEST(StoredCodes, AreSignAndMagnitudeFromFiveBitsOn) {
+  EXPECT_EQ(stored_code(TileCode::kBytes, 5, 0), 15u);
+  EXPECT_EQ(stored_code(TileCode::kBytes, 5, 15), 0u);
+  EXPECT_EQ(stored_code(TileCode::kBytes, 5, 16), 16u);
+  EXPECT_EQ(stored_code(TileCode::kBytes, 6, 31), 0u);
+  EXPECT_EQ(stored_code(TileCode::kBytes, 4, 3), 3u);
+  EXPECT_EQ(stored_code(TileCode::kTable, 5, 3), 3u);
 }
 
 TEST(WordOffsets, OfHandDerivedWords) {
@@ -82,27 +135,30 @@ TEST(WordOffsets, OfHandDerivedWords) {
 }
 
 TEST(Tiles, GiveEveryCodeBitsOfItsOwn) {
-  for (const Side side : kSides)
-    for (const bool half_tile : {false, true})
-      for (const int width : kWidths) {
-        SCOPED_TRACE(std::string(side_name(side)) + " width " + std::to_string(width) +
-                     (half_tile ? " half" : ""));
-        const int word_bits = half_tile ? 16 : 32;
-        std::set<std::size_t> bits;  // of the tile
-        for (int token = 0; token < kPageTokens; ++token)
-          for (int i = 0; i < tile_coordinates(half_tile); ++i) {
-            const TilePlace place = tile_place(side, token, i, half_tile);
-            const int first = code_bit(width, place.pair, place.half, half_tile);
-            for (int b = 0; b < width; ++b) {
-              const int bit = (first + b) % (word_bits * width);
-              const std::size_t word = word_offset(width, bit / word_bits, place.lane, half_tile);
-              bits.insert(8 * word + static_cast<std::size_t>(bit % word_bits));
+  for (const TileCode code : {TileCode::kTable, TileCode::kBytes})
+    for (const Side side : kSides)
+      for (const bool half_tile : {false, true})
+        for (const int width : kWidths) {
+          if (code == TileCode::kBytes && (width == 7 || width == 16)) continue;
+          SCOPED_TRACE(std::string(side_name(side)) + " width " + std::to_string(width) +
+                       (half_tile ? " half" : "") + (code == TileCode::kBytes ? " bytes" : ""));
+          std::set<std::size_t> bits;  // of the tile
+          for (int token = 0; token < kPageTokens; ++token)
+            for (int i = 0; i < tile_coordinates(half_tile); ++i) {
+              const TilePlace place = tile_place(side, token, i, half_tile);
+              const CodeParts parts =
+                  code_parts(code, width, half_tile, 2 * place.pair + place.half);
+              for (int p = 0; p < parts.count; ++p)
+                for (int b = 0; b < parts.part[p].bits; ++b) {
+                  const std::size_t word =
+                      word_offset(width, parts.part[p].word, place.lane, half_tile);
+                  bits.insert(8 * word + static_cast<std::size_t>(parts.part[p].shift + b));
+                }
             }
-          }
-        // As many different bits as a tile has, none beyond: a bijection.
-        EXPECT_EQ(bits.size(), 8 * tile_bytes(width, half_tile));
-        EXPECT_EQ(*bits.rbegin(), 8 * tile_bytes(width, half_tile) - 1);
-      }
+          // As many different bits as a tile has, none beyond: a bijection.
+          EXPECT_EQ(bits.size(), 8 * tile_bytes(width, half_tile));
+          EXPECT_EQ(*bits.rbegin(), 8 * tile_bytes(width, half_tile) - 1);
+        }
 }
 
 class PagedPlans : public ::testing::TestWithParam<PagedPlan> {};
@@ -228,19 +284,20 @@ TEST(PageLayout, OfWidthsWithHalfTiles) {
     EXPECT_EQ(run.coordinate, coordinate);
     EXPECT_EQ(run.offset, offset);
   };
-  expect_run(k.runs[0], TileCode::kTable, 6, 0, 0, 0);
-  expect_run(k.runs[1], TileCode::kTable, 6, 1, 16, 768);
-  expect_run(k.runs[2], TileCode::kTable, 3, 0, 24, 768 + 384);
-  expect_run(k.runs[3], TileCode::kTable, 2, 1, 40, 768 + 384 + 384);
+  expect_run(k.runs[0], TileCode::kBytes, 6, 0, 0, 0);
+  expect_run(k.runs[1], TileCode::kBytes, 6, 1, 16, 768);
+  expect_run(k.runs[2], TileCode::kBytes, 3, 0, 24, 768 + 384);
+  expect_run(k.runs[3], TileCode::kBytes, 2, 1, 40, 768 + 384 + 384);
   EXPECT_EQ(k.runs[0].table, k.runs[1].table);
   EXPECT_EQ(k.coded, 48);
   EXPECT_EQ(k.norm_bytes, 1);
   const SideLayout& v = layer.heads[0].v;
   ASSERT_EQ(v.run_count, 2);
-  expect_run(v.runs[0], TileCode::kUniform, 2, 0, 0, 1664);
-  expect_run(v.runs[1], TileCode::kTable, 2, 1, 16, 1664 + 256);
-  EXPECT_NEAR(v.runs[0].step, 2 * .49785, 1e-4);
-  EXPECT_EQ(v.runs[1].step, 0);
+  expect_run(v.runs[0], TileCode::kBytes, 2, 0, 0, 1664);
+  expect_run(v.runs[1], TileCode::kBytes, 2, 1, 16, 1664 + 256);
+  EXPECT_NEAR(v.runs[0].step, 2 * .49785 / 32, 1e-5);
+  EXPECT_EQ(v.runs[0].byte_offset, -48);
+  EXPECT_EQ(v.runs[1].step, v.runs[0].step);
   EXPECT_EQ(v.runs[0].table, k.runs[3].table);
   EXPECT_EQ(k.norm_offset, 2048u);
   EXPECT_EQ(v.norm_offset, 2112u);
@@ -248,13 +305,13 @@ TEST(PageLayout, OfWidthsWithHalfTiles) {
   EXPECT_EQ(layer.tables.size(), 3u);
 }
 
-TEST(PageLayout, CallsOnlyEquidistantLevelsUniform) {
+TEST(PageLayout, TakesOnlyEquidistantLevelsOfTwoBitsAsBytes) {
   const auto code_of = [](std::vector<float> levels) {
     PlanBundle bundle = calibrated_plan(16, 16, {{2}}, {{2}});
     bundle.tensors.levels[2] = std::move(levels);
     return page_format(bundle)[0].heads[0].k.runs[0].code;
   };
-  EXPECT_EQ(code_of({-3, -1, 1, 3}), TileCode::kUniform);
+  EXPECT_EQ(code_of({-3, -1, 1, 3}), TileCode::kBytes);
   EXPECT_EQ(code_of(codebook("lloyd_max", 2).levels), TileCode::kTable);
   EXPECT_EQ(code_of({-3, -1.0001f, 1, 3}), TileCode::kTable);
   EXPECT_EQ(code_of({-2, 0, 2, 4}), TileCode::kTable);  // not about 0
@@ -278,10 +335,19 @@ TEST(Pages, HoldTheDocumentedExample) {
   writer.put(5, 3);
   std::vector<std::byte> page(head.page_bytes);
   to_page(head.k, Side::kKey, linear, stride, page);
-  // Lane 4 * (25 % 8) + (11 % 8) / 2 = 5, pair 4 * 1 + 1 + 2 = 7, half 1: bits 7 + 3 * 15 = 52..54,
-  // word 1, bits 20..22: byte 1152 + 5 * 8 + 4 + 2, bits 4..6.
+  // Lane 4 * (25 % 8) + (11 % 8) / 2 = 5, pair 4 * 1 + 1 + 2 = 7, half 1: byte 2 * 1 + 1 of
+  // register 2 * 1 + 1, i.e. nibble 3 of the high selector of word 1: bits 28..30, byte 1152 + 5 *
+  // 8 + 4 + 3.
   std::vector<std::byte> expected(head.page_bytes);
-  expected[1152 + 5 * 8 + 4 + 2] = std::byte{0x50};
+  expected[1152 + 5 * 8 + 4 + 3] = std::byte{0x50};
+  // Codes 0 of 6 bits are stored as sign 0 and magnitude 31: ones in the nibbles (words 0..3) and
+  // in the plane of the fifth bits (word 4), zeros in that of the signs (word 5).
+  const auto ones = [&](std::size_t begin, std::size_t bytes) {
+    std::fill_n(expected.begin() + static_cast<std::ptrdiff_t>(begin), bytes, std::byte{0xff});
+  };
+  ones(0, 512);
+  for (std::size_t lane = 0; lane < 32; ++lane) ones(512 + 8 * lane, 4);
+  ones(768, 5 * 64);
   expected[2048 + (25 % 8) * 8 + 25 / 8] = std::byte{0x81};
   EXPECT_EQ(page, expected);
 }

@@ -40,7 +40,7 @@ TEST(RotatedFit, OneUnitPerHeadAndItsCost) {
   const CostUnit& unit = fit.costs().units[6];
   EXPECT_EQ(unit.choices[3].size_bits, 3 * 32);
   for (const int width : {0, 1, 3, 6}) {
-    const double distortion = width == 0 ? 1 : codebook("lloyd_max", width).distortion;
+    const double distortion = width == 0 ? 1 : codebook("lloyd_max_byte", width).distortion;
     EXPECT_NEAR(unit.choices[static_cast<std::size_t>(width)].cost,
                 distortion * fisher_trace * second_trace / 32 / 2, 1e-10)
         << width;
@@ -74,7 +74,7 @@ TEST(RotatedFit, ShrinkageThatAllTokensShareCostsMore) {
   const double dropped = together[0].cost - apart[0].cost;
   EXPECT_GT(dropped, apart[0].cost);
   for (std::size_t width = 1; width < together.size(); ++width) {
-    const double shrunk = codebook("lloyd_max", static_cast<int>(width)).distortion;
+    const double shrunk = codebook("lloyd_max_byte", static_cast<int>(width)).distortion;
     EXPECT_NEAR(together[width].cost - apart[width].cost, shrunk * shrunk * dropped,
                 1e-9 * dropped);
   }

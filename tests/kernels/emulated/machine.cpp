@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -35,7 +36,14 @@ struct Warp {
   alignas(64) std::byte slots[kLanes][kSlotBytes];
 };
 
+struct PendingCopy {
+  std::uint32_t to;
+  const std::byte* from;
+  std::uint32_t bytes;
+};
+
 struct Machine {
+  std::map<std::uint32_t, std::vector<PendingCopy>> copies;  // by barrier
   BlockShape shape;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
@@ -136,6 +144,61 @@ std::byte* shared_at(std::uint32_t address, std::size_t bytes) {
     throw std::out_of_range("shared address " + std::to_string(address) + " of " +
                             std::to_string(machine.shared_bytes) + " bytes");
   return shared_memory() + (address - kSharedBase);
+}
+namespace {
+
+// What a barrier in shared memory counts.
+struct BatchCounts {
+  std::uint32_t ended, finished;
+};
+BatchCounts counts_at(std::uint32_t barrier) {
+  BatchCounts counts;
+  std::memcpy(&counts, shared_at(barrier, sizeof counts), sizeof counts);
+  return counts;
+}
+void set_counts(std::uint32_t barrier, BatchCounts counts) {
+  std::memcpy(shared_at(barrier, sizeof counts), &counts, sizeof counts);
+}
+
+}  // namespace
+
+void init_barrier(std::uint32_t barrier) {
+  set_counts(barrier, {0, 0});
+  machine.copies[barrier].clear();
+}
+
+void begin_copy(std::uint32_t to, const std::byte* from, std::uint32_t bytes,
+                std::uint32_t barrier) {
+  if (to % 16 != 0 || bytes % 16 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
+    throw std::logic_error("a copy that is not aligned to 16 bytes");
+  const BatchCounts counts = counts_at(barrier);
+  if (counts.ended != counts.finished)
+    throw std::logic_error("a copy began on a barrier whose batch nobody awaited");
+  std::memset(shared_at(to, bytes), 0xff, bytes);
+  machine.copies[barrier].push_back({to, from, bytes});
+}
+
+void end_batch(std::uint32_t barrier, std::uint32_t bytes) {
+  BatchCounts counts = counts_at(barrier);
+  if (counts.ended != counts.finished)
+    throw std::logic_error("a batch ended on a barrier whose batch nobody awaited");
+  std::uint32_t sum = 0;
+  for (const PendingCopy& copy : machine.copies[barrier]) sum += copy.bytes;
+  if (sum != bytes) throw std::logic_error("a batch of other size than its copies");
+  ++counts.ended;
+  set_counts(barrier, counts);
+}
+
+void finish_copy(std::uint32_t barrier, std::uint32_t parity) {
+  BatchCounts counts = counts_at(barrier);
+  if (counts.finished % 2 != parity) return;
+  if (counts.ended == counts.finished)
+    throw std::logic_error("a wait for copies that nobody began");
+  for (const auto& [to, from, bytes] : machine.copies[barrier])
+    std::memcpy(shared_at(to, bytes), from, bytes);
+  machine.copies[barrier].clear();
+  ++counts.finished;
+  set_counts(barrier, counts);
 }
 std::byte* slot(int lane) {
   return machine.warps[static_cast<std::size_t>(machine.current / kLanes)].slots[lane];

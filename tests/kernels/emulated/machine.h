@@ -24,6 +24,15 @@ const BlockShape& block_shape();
 std::byte* shared_memory();
 /// Throws std::out_of_range outside the block's allocation, as compute-sanitizer would report.
 std::byte* shared_at(std::uint32_t address, std::size_t bytes = 4);
+/// Batches of copies to shared memory, awaited at a barrier of 8 bytes there (kernels/ptx.cuh).
+/// Their bytes are poisoned until finish_copy(). std::logic_error for addresses or sizes that are
+/// no multiples of 16, for a batch on a barrier before the one ahead was awaited or of other size
+/// than its copies, and for a wait without end.
+void init_barrier(std::uint32_t barrier);
+void begin_copy(std::uint32_t to, const std::byte* from, std::uint32_t bytes,
+                std::uint32_t barrier);
+void end_batch(std::uint32_t barrier, std::uint32_t bytes);
+void finish_copy(std::uint32_t barrier, std::uint32_t parity);
 /// Exchange slot of a lane of the calling thread's warp.
 std::byte* slot(int lane);
 void sync_warp();

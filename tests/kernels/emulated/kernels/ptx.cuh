@@ -94,12 +94,25 @@ inline std::uint32_t load_shared1(std::uint32_t address) { return load_shared(ad
 inline std::uint32_t load_shared_half(std::uint32_t address) {
   return load_shared_as<std::uint16_t>(address);
 }
-inline void copy_async(std::uint32_t to, const std::byte* from) {
-  std::memcpy(emulated::shared_at(to, 16), from, 16);
+inline void prefetch(const void*) {}
+inline void init_barrier(std::uint32_t barrier) { emulated::init_barrier(barrier); }
+// Copies take place when they are awaited; bytes that are not there yet are poisoned.
+inline void copy_async(std::uint32_t to, const std::byte* from, std::uint32_t bytes,
+                       std::uint32_t barrier) {
+  emulated::sync_warp();
+  if (lane() == 0) emulated::begin_copy(to, from, bytes, barrier);
+  emulated::sync_warp();
 }
-inline void commit_copies() {}
-template <int>
-void wait_copies() {}
+inline void end_batch(std::uint32_t barrier, std::uint32_t bytes) {
+  emulated::sync_warp();
+  if (lane() == 0) emulated::end_batch(barrier, bytes);
+  emulated::sync_warp();
+}
+inline void wait_copy(std::uint32_t barrier, std::uint32_t parity) {
+  emulated::sync_warp();
+  if (lane() == 0) emulated::finish_copy(barrier, parity);
+  emulated::sync_warp();
+}
 
 inline std::uint16_t to_half(float x) { return quant::to_half(x); }
 inline float from_half(std::uint16_t h) { return quant::from_half(h); }
@@ -108,9 +121,6 @@ inline std::uint32_t pack_halves(float low, float high) {
 }
 inline float low_half(std::uint32_t x) { return from_half(static_cast<std::uint16_t>(x)); }
 inline float high_half(std::uint32_t x) { return from_half(static_cast<std::uint16_t>(x >> 16)); }
-inline std::uint32_t multiply_halves(std::uint32_t x, std::uint32_t y) {
-  return pack_halves(low_half(x) * low_half(y), high_half(x) * high_half(y));
-}
 inline std::uint32_t add_halves(std::uint32_t x, std::uint32_t y) {
   return pack_halves(low_half(x) + low_half(y), high_half(x) + high_half(y));
 }
@@ -144,6 +154,48 @@ inline void mma(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, st
     return 0;
   });
 }
+// k = 16 words / 8 ..: bytes of row (or column) x of operand A (or B), word i of lane x * 4 + k.
+template <int Words, class B>
+void mma_of_bytes(int (&d)[4], const std::uint32_t (&a)[2 * Words], const std::uint32_t (&b)[Words],
+                  B byte_of_b) {
+  struct Fragments {
+    std::uint32_t a[2 * Words], b[Words];
+  };
+  Fragments mine;
+  std::memcpy(mine.a, a, sizeof a);
+  std::memcpy(mine.b, b, sizeof b);
+  exchange(mine, [&](auto of) {
+    const int g = lane() >> 2, t = lane() & 3;
+    for (int i = 0; i < 4; ++i)
+      for (int k = 0; k < 4; ++k) {
+        const Fragments rows = of(4 * g + k), columns = of(4 * (2 * t + i % 2) + k);
+        for (int w = 0; w < Words; ++w)
+          for (int shift = 0; shift < 32; shift += 8)
+            d[i] += static_cast<std::int8_t>(rows.a[2 * w + i / 2] >> shift & 0xff) *
+                    byte_of_b(columns.b[w] >> shift & 0xff);
+      }
+    return 0;
+  });
+}
+inline void mma_bytes(int (&d)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                      std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  mma_of_bytes<2>(d, {a0, a1, a2, a3}, {b0, b1},
+                  [](std::uint32_t x) { return int{static_cast<std::int8_t>(x)}; });
+}
+inline void mma_bytes(int (&d)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t b) {
+  mma_of_bytes<1>(d, {a0, a1}, {b},
+                  [](std::uint32_t x) { return int{static_cast<std::int8_t>(x)}; });
+}
+inline void mma_unsigned(int (&d)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                         std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  mma_of_bytes<2>(d, {a0, a1, a2, a3}, {b0, b1},
+                  [](std::uint32_t x) { return static_cast<int>(x); });
+}
+inline void multiply_unsigned(int (&d)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                              std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  for (int& x : d) x = 0;
+  mma_unsigned(d, a0, a1, a2, a3, b0, b1);
+}
 inline std::uint32_t transpose8x8(std::uint32_t x) {
   return exchange(x, [](auto of) {
     const int g = lane() >> 2, t = lane() & 3;
@@ -158,10 +210,6 @@ template <std::uint32_t Mask>
 std::uint32_t mask_or(std::uint32_t x, std::uint32_t y) {
   return (x & Mask) | y;
 }
-template <std::uint32_t Mask>
-std::uint32_t mask_xor(std::uint32_t x, std::uint32_t y) {
-  return (x & Mask) ^ y;
-}
 inline std::uint32_t funnel_right(std::uint32_t low, std::uint32_t high, int shift) {
   return static_cast<std::uint32_t>((std::uint64_t{high} << 32 | low) >> shift);
 }
@@ -172,17 +220,34 @@ inline std::uint32_t permute(std::uint32_t a, std::uint32_t b, std::uint32_t sel
     v |= static_cast<std::uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
   return v;
 }
+inline std::uint32_t select_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
+  const std::uint64_t bytes = std::uint64_t{b} << 32 | a;
+  std::uint32_t v = 0;
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t n = selector >> 4 * i & 15;
+    auto byte = static_cast<std::uint32_t>(bytes >> 8 * (n & 7) & 0xff);
+    if ((n & 8) != 0) byte = (byte & 0x80) != 0 ? 0xff : 0;
+    v |= byte << 8 * i;
+  }
+  return v;
+}
 inline int first_bit(std::uint32_t x) { return __builtin_ctz(x); }
 inline std::uint32_t opaque(std::uint32_t x) { return x; }
 
 inline float exp2_fast(float x) { return std::exp2(x); }
+inline float reciprocal_fast(float x) { return 1 / x; }
+inline float float_of_bits(std::uint32_t x) {
+  float v;
+  std::memcpy(&v, &x, sizeof v);
+  return v;
+}
+inline std::uint32_t bits_of_float(float x) {
+  std::uint32_t v;
+  std::memcpy(&v, &x, sizeof v);
+  return v;
+}
 inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
 inline double fused(double a, double b, double c) { return std::fma(a, b, c); }
-template <class T>
-T load_once(const T* p) {
-  return *p;
-}
-
 struct LaunchShape {
   int blocks = 1, blocks_y = 1, blocks_z = 1;
   int threads = 32;

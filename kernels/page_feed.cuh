@@ -1,0 +1,128 @@
+#pragma once
+// The packed pages of a stretch of a sequence on their way to a warp. Private to the decode kernel.
+
+#include "kernels/ptx.cuh"
+#include "kernels/views.h"
+
+namespace kvplan::kernels {
+
+inline constexpr int kLanes = quant::kWarpLanes;
+
+// The pages of a stretch of a sequence, and what is copied of each. In shared memory: registers are
+// scarce.
+struct PageList {
+  const std::byte* pages;      // of the KV head, in block 0
+  const std::int32_t* blocks;  // block numbers of the stretch
+  const float2* phases;        // LayerView::page_phase of the first page
+  std::uint32_t block_bytes;
+  std::int32_t count;
+  std::uint32_t key_bytes, rest_bytes;  // tiles of keys; what follows
+  std::uint32_t phase_bytes;            // of a page; 0: not centred
+};
+
+static_assert(sizeof(PageList) <= kPageListBytes);
+
+// Units of Pages pages through two slots in shared memory, one for each half: the tiles of
+// keys of its pages (behind them the phases of all), and the tiles of values with all norms and
+// scales. A half is copied as soon as its slot is free. Behind the list's end the last page comes
+// again. Lives as long as its warp: barriers count on.
+template <int Pages>
+class PageFeed {
+ public:
+  KVPLAN_DEVICE PageFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
+                         std::uint32_t page_bytes)
+      : list_(list), barriers_(barriers), slots_(slots), slot_bytes_(page_bytes) {
+    if (lane() == 0)
+      for (int half = 0; half < 2; ++half) init_barrier(barriers + 8 * half);
+    sync_warp();
+  }
+  /// Starts on another list; the one before is used up.
+  KVPLAN_DEVICE void start(const PageList& list) {
+    sync_warp();
+    if (lane() == 0) *list_ = list;
+    sync_warp();
+    next_ = 0;
+    look_at(0);
+    fill_keys();
+    fill_rest();
+  }
+  // Address of a half of the unit's first page, once it is there; those of the other pages follow
+  // at distances of page_bytes(). When all lanes are done with it, its slot is filled for the next
+  // unit.
+  KVPLAN_DEVICE std::uint32_t wait_keys() {
+    wait_copy(barriers_, parity_);
+    return slots_;
+  }
+  KVPLAN_DEVICE void done_keys() {
+    sync_warp();
+    fill_keys();
+  }
+  KVPLAN_DEVICE std::uint32_t wait_rest() {
+    wait_copy(barriers_ + 8, parity_);
+    return slots_ + Pages * slot_bytes_;
+  }
+  KVPLAN_DEVICE void done_rest() {
+    parity_ ^= 1;
+    sync_warp();
+    fill_rest();
+  }
+  KVPLAN_DEVICE std::uint32_t page_bytes() const { return slot_bytes_; }
+  /// [Pages][phases] of the unit whose keys are there.
+  KVPLAN_DEVICE std::uint32_t phases() const { return slots_ + 2 * Pages * slot_bytes_; }
+
+ private:
+  KVPLAN_DEVICE void look_at(int page) {
+    window_ = page;
+    const int mine = page + lane(), last = list_->count - 1;
+    block_ = list_->blocks[mine < last ? mine : last];
+  }
+  // Pages must come in ascending order.
+  KVPLAN_DEVICE const std::byte* page(int index) {
+    if (index >= window_ + kLanes) [[unlikely]]
+      look_at(index);
+    return list_->pages +
+           static_cast<std::uint64_t>(shuffle(block_, index - window_)) * list_->block_bytes;
+  }
+  KVPLAN_DEVICE void fill_keys() {
+    const int left = list_->count - next_;
+    if (left <= 0) return;
+    const std::uint32_t key_bytes = list_->key_bytes, phase_bytes = list_->phase_bytes;
+    std::uint32_t bytes = Pages * key_bytes;
+#pragma unroll
+    for (int n = 0; n < Pages; ++n) {
+      pages_[n] = page(next_ + (n < left ? n : left - 1));
+      copy_async(slots_ + n * slot_bytes_, pages_[n], key_bytes, barriers_);
+    }
+    if (phase_bytes > 0) {
+      const std::uint32_t all = (left < Pages ? left : Pages) * phase_bytes;
+      copy_async(phases(),
+                 reinterpret_cast<const std::byte*>(list_->phases) +
+                     static_cast<std::uint64_t>(next_) * phase_bytes,
+                 all, barriers_);
+      bytes += all;
+    }
+    end_batch(barriers_, bytes);
+    next_ += Pages;
+    rest_ = true;
+  }
+  KVPLAN_DEVICE void fill_rest() {
+    if (!rest_) return;
+    const std::uint32_t key_bytes = list_->key_bytes, rest_bytes = list_->rest_bytes;
+#pragma unroll
+    for (int n = 0; n < Pages; ++n)
+      copy_async(slots_ + (Pages + n) * slot_bytes_, pages_[n] + key_bytes, rest_bytes,
+                 barriers_ + 8);
+    end_batch(barriers_ + 8, Pages * rest_bytes);
+    rest_ = false;
+  }
+
+  PageList* list_;
+  std::uint32_t barriers_, slots_, slot_bytes_;
+  int next_ = 0;                   // page whose unit's keys are copied next
+  bool rest_ = false;              // whether the rest of that ahead of it is still to be copied
+  std::uint32_t parity_ = 0;       // of the unit in use
+  int window_ = 0, block_ = 0;     // lane i: the block of page window + i
+  const std::byte* pages_[Pages];  // of the unit whose keys were copied last
+};
+
+}  // namespace kvplan::kernels

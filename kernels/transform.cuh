@@ -1,0 +1,58 @@
+#pragma once
+// Product of a head's [head_dim, head_dim] matrix with 16 columns on the matrix units, to about 21
+// bits: what `prepare` and `finish` do with their transforms. The matrix lies in memory as operands
+// B of mma.m16n8k16, each number as an fp16 and what that left of it (static_data.cpp): a warp
+// brings 16 rows of it to registers without shared memory.
+
+#include "kernels/ptx.cuh"
+#include "kernels/views.h"
+
+namespace kvplan::kernels {
+
+inline constexpr int kProductColumns = 16;
+inline constexpr float kSplitScale = 2048;  // of what an fp16 left
+
+/// Tiles of 16 rows, and of 16 terms of a sum.
+constexpr int matrix_tiles(int head_dim) { return (head_dim + 15) / 16; }
+
+/// Rows 16 tile + (2t, 2t + 1, 2t + 8, 2t + 9) of matrix . columns for columns g and g + 8: sums[0]
+/// those of column g, sums[1] of g + 8. terms(step, high, low) gives operand A of terms 16 step ..;
+/// low, times kSplitScale, may be left 0. `matrix`: of the head.
+template <class Terms>
+KVPLAN_DEVICE void multiply_tile(const uint4* matrix, int tiles, int tile, Terms terms,
+                                 float (&sums)[2][4]) {
+  constexpr int kLoaded = 8;  // steps whose operands are on their way together
+  float high[2][4] = {}, low[2][4] = {};
+  const uint4* from = matrix + std::int64_t{tile} * tiles * 64 + lane();
+  for (int first = 0; first < tiles; first += kLoaded) {
+    uint4 loaded[kLoaded][2];
+#pragma unroll
+    for (int k = 0; k < kLoaded; ++k)
+#pragma unroll
+      for (int part = 0; part < 2; ++part)
+        loaded[k][part] =
+            first + k < tiles ? from[(first + k) * 64 + 32 * part] : uint4{0, 0, 0, 0};
+#pragma unroll
+    for (int k = 0; k < kLoaded; ++k) {
+      if (first + k >= tiles) break;
+      std::uint32_t a[4], rest[4] = {0, 0, 0, 0};
+      terms(first + k, a, rest);
+      mma(high[0], a, loaded[k][0].x, loaded[k][0].y);
+      mma(high[1], a, loaded[k][0].z, loaded[k][0].w);
+      mma(low[0], a, loaded[k][1].x, loaded[k][1].y);
+      mma(low[1], a, loaded[k][1].z, loaded[k][1].w);
+      mma(low[0], rest, loaded[k][0].x, loaded[k][0].y);
+      mma(low[1], rest, loaded[k][0].z, loaded[k][0].w);
+    }
+  }
+#pragma unroll
+  for (int block = 0; block < 2; ++block)
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      sums[k / 2][2 * block + k % 2] = high[block][k] + low[block][k] * (1 / kSplitScale);
+}
+
+/// Row of sums[..][k] of multiply_tile in the tile.
+KVPLAN_DEVICE int tile_row(int k) { return 2 * (lane() % 4) + k % 2 + 8 * (k / 2); }
+
+}  // namespace kvplan::kernels
