@@ -1,5 +1,6 @@
 // Speed of the forward pass (logits of every position) and of a whole profile on the same tokens.
-//   forward_bench MODEL TEXT [--windows N] [--window T] [--threads N] [--profile] [--rounds R]
+//   forward_bench MODEL TEXT [--windows N] [--window T] [--batch B] [--threads N] [--gpu I]
+//                 [--dtype fp32|bf16|fp16] [--profile] [--rounds R]
 // Prints one JSON object: tokens, seconds per round of each, tokens per second (median), perplexity
 // over all positions.
 
@@ -13,6 +14,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <span>
 
 #include "calib/decoder.h"
 #include "calib/profiler.h"
@@ -33,25 +35,24 @@ double seconds_of(F&& f) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Sum of -log p(next token) over a window, logits of every position computed.
-double window_nll(const calib::Decoder& decoder, const std::vector<std::int32_t>& tokens) {
+/// Sum of -log p(next token) over a batch of windows, logits of every position computed.
+double batch_nll(const calib::Decoder& decoder, std::span<const calib::TextWindow> batch) {
   const c10::InferenceMode guard;
-  const std::vector<std::int64_t> ids(tokens.begin(), tokens.end());
-  const auto count = static_cast<std::int64_t>(ids.size());
-  const auto input = at::tensor(ids, at::kLong).view({1, count});
-  const auto hidden = decoder.hidden(input)[0];
+  std::vector<std::int64_t> ids;
+  for (const auto& window : batch)
+    ids.insert(ids.end(), window.tokens.begin(), window.tokens.end());
+  const auto count = static_cast<std::int64_t>(batch.front().tokens.size());
+  const auto input = at::tensor(ids, at::kLong).view({-1, count}).to(decoder.device());
+  const auto hidden = decoder.hidden(input);
   constexpr std::int64_t kRows = 256;
-  double nll = 0;
+  auto nll = at::zeros({}, at::TensorOptions(at::kDouble).device(decoder.device()));
   for (std::int64_t begin = 0; begin < count; begin += kRows) {
     const auto end = std::min(begin + kRows, count);
-    const auto log_p = at::log_softmax(decoder.head(hidden.slice(0, begin, end)), -1);
-    const auto targets = input[0].slice(0, begin + 1, std::min(end + 1, count));
-    nll -= log_p.slice(0, 0, targets.size(0))
-               .gather(1, targets.unsqueeze(1))
-               .sum(at::kDouble)
-               .item<double>();
+    const auto log_p = at::log_softmax(decoder.head(hidden.slice(1, begin, end)), -1);
+    const auto targets = input.slice(1, begin + 1, std::min(end + 1, count));
+    nll -= log_p.slice(1, 0, targets.size(1)).gather(2, targets.unsqueeze(2)).sum(at::kDouble);
   }
-  return nll;
+  return nll.item<double>();
 }
 
 }  // namespace
@@ -59,18 +60,26 @@ double window_nll(const calib::Decoder& decoder, const std::vector<std::int32_t>
 int main(int argc, char** argv) {
   CLI::App app{"Speed of the forward pass and of a profile", "forward_bench"};
   std::string model_path, text_path;
-  int windows = 6, window = 1024, threads = 2, rounds = 3;
+  int windows = 6, window = 1024, batch = 1, threads = 2, rounds = 3;
+  calib::Device device = calib::Device::kCpu;
+  std::string dtype = "fp32";
   bool profile = false;
   app.add_option("model", model_path)->required();
   app.add_option("text", text_path)->required();
   app.add_option("--windows", windows);
   app.add_option("--window", window);
+  app.add_option("--batch", batch)->check(CLI::PositiveNumber);
+  app.add_option("--gpu", device.gpu, "CUDA device; without it the CPU");
+  app.add_option("--dtype", dtype)->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
   app.add_option("--threads", threads);
   app.add_option("--rounds", rounds);
   app.add_flag("--profile", profile, "Also time a profile of the same tokens");
   CLI11_PARSE(app, argc, argv);
   at::set_num_threads(threads);
 
+  const auto weights = dtype == "bf16"   ? calib::WeightType::kBFloat16
+                       : dtype == "fp16" ? calib::WeightType::kFloat16
+                                         : calib::WeightType::kFloat32;
   const auto reader = calib::open_model(model_path);
   const auto tokenizer = calib::open_tokenizer(model_path);
   const std::vector<calib::TokenSource> sources = {calib::load_text(text_path, *tokenizer, 0, 1)};
@@ -80,12 +89,18 @@ int main(int argc, char** argv) {
   double nll = 0;
   std::vector<double> forward;
   {
-    const calib::Decoder decoder(*reader);
-    window_nll(decoder, texts.front().tokens);  // warm-up
+    const calib::Decoder decoder(*reader, weights, device);
+    const auto batches = [&](const auto& visit) {
+      const auto step = static_cast<std::size_t>(batch);
+      for (std::size_t begin = 0; begin < texts.size(); begin += step)
+        visit(std::span(texts).subspan(begin, std::min(step, texts.size() - begin)));
+    };
+    batch_nll(decoder,
+              std::span(texts).first(std::min<std::size_t>(batch, texts.size())));  // warm-up
     for (int r = 0; r < rounds; ++r) {
       nll = 0;
       forward.push_back(seconds_of([&] {
-        for (const auto& w : texts) nll += window_nll(decoder, w.tokens);
+        batches([&](std::span<const calib::TextWindow> b) { nll += batch_nll(decoder, b); });
       }));
     }
   }
@@ -95,6 +110,9 @@ int main(int argc, char** argv) {
         std::filesystem::temp_directory_path() / ("kvplan-bench-" + std::to_string(getpid()));
     calib::ProfileOptions options;
     options.window = window;
+    options.batch = batch;
+    options.weights = weights;
+    options.devices = {device};
     options.threads = threads;
     for (int r = 0; r < rounds; ++r) {
       std::filesystem::remove_all(folder);

@@ -47,8 +47,7 @@ CacheRuntime reference_runtime(std::string name) {
 
 CacheAttention::CacheAttention(const CacheRuntime& runtime, const PlanBundle& bundle,
                                const ModelConfig& config, int sequences, std::int64_t max_tokens)
-    : kv_heads_(config.kv_heads),
-      head_dim_(config.head_dim),
+    : config_(config),
       sink_tokens_(bundle.plan.sink_tokens),
       page_tokens_(bundle.plan.page_tokens) {
   require_geometry(bundle.plan.model, config);
@@ -72,7 +71,12 @@ void CacheAttention::append(const LayerKv& kv) {
 at::Tensor CacheAttention::attend(int layer, const at::Tensor& q) {
   const at::Tensor rows = cache_rows(q);
   at::Tensor out = at::empty_like(rows, at::kFloat);
-  cache_->attend(layer, bits(rows), {}, floats(out), {});
+  const AttentionRule rule = attention_rule(config_, layer);
+  cache_->attend(layer, bits(rows),
+                 {.scale = static_cast<float>(rule.scale),
+                  .soft_cap = static_cast<float>(rule.soft_cap),
+                  .window = rule.window},
+                 floats(out), {});
   return out.transpose(1, kTokenDim).to(q.device());
 }
 
@@ -80,12 +84,13 @@ at::Tensor CacheAttention::attend_prompt(const at::Tensor& q, const LayerKv& kv)
   const std::int64_t tokens = q.size(kTokenDim);
   const CachedKv packed{read_back(kv.layer, Side::kKey, tokens).to(q.device()),
                         read_back(kv.layer, Side::kValue, tokens).to(q.device())};
-  return decode_attention(q, {kv.k, kv.v}, packed, sink_tokens_, page_tokens_);
+  return decode_attention(q, {kv.k, kv.v}, packed, sink_tokens_, page_tokens_,
+                          attention_rule(config_, kv.layer));
 }
 
 /// [1, kv_heads, tokens, head_dim] of slot 0.
 at::Tensor CacheAttention::read_back(int layer, Side side, std::int64_t tokens) const {
-  at::Tensor rows = at::empty({1, tokens, kv_heads_, head_dim_}, at::kFloat);
+  at::Tensor rows = at::empty({1, tokens, config_.kv_heads, config_.head_dim}, at::kFloat);
   cache_->read_back(layer, side, 0, 0, tokens, floats(rows));
   return rows.transpose(1, kTokenDim);
 }
@@ -101,9 +106,9 @@ at::Tensor CacheAttention::hidden(const Decoder& decoder, const at::Tensor& ids)
   for (std::int64_t begin = 0, end = 0; begin < tokens; begin = end) {
     end = step_end(begin, tokens, sink_tokens_, page_tokens_);
     begin_step(sequences, end - begin);
-    at::Tensor x = decoder.embed(ids.narrow(kIdDim, begin, end - begin));
+    at::Tensor x = decoder.embed(ids.narrow(kIdDim, begin, end - begin), begin);
     for (int l = 0; l < decoder.config().num_layers; ++l)
-      x = decoder.layer(l, x, begin, store_as_fp16, attention);
+      x = decoder.layer(l, x, begin, store_as_fp16, attention, tokens);
     found.push_back(decoder.final_norm(x));
   }
   for (int slot = 0; slot < sequences; ++slot) cache_->release(slot);

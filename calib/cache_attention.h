@@ -43,7 +43,8 @@ class CacheAttention {
  private:
   at::Tensor read_back(int layer, Side side, std::int64_t tokens) const;
 
-  int kv_heads_, head_dim_, sink_tokens_, page_tokens_;
+  ModelConfig config_;
+  int sink_tokens_, page_tokens_;
   std::unique_ptr<quant::KvCache> cache_;
 };
 

@@ -5,11 +5,11 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/isfinite.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 
 #include <algorithm>
 #include <optional>
 
+#include "calib/causal_attention.h"
 #include "calib/decoder.h"
 #include "schemas/error.h"
 
@@ -47,8 +47,7 @@ std::vector<LayerCapture> capture_window(const ModelReader& model, const TextWin
   decoder.hidden(ids, {}, [&](const at::Tensor& q, const LayerKv& kv) {
     layers.push_back({copied(q, file, kv.layer, "q"), copied(kv.k_pre, file, kv.layer, "k_pre"),
                       copied(kv.k, file, kv.layer, "k"), copied(kv.v, file, kv.layer, "v")});
-    return at::scaled_dot_product_attention(q, kv.k, kv.v, {}, 0.0, /*is_causal=*/true,
-                                            /*scale=*/std::nullopt, /*enable_gqa=*/true);
+    return causal_attention(q, kv.k, kv.v, attention_rule(decoder.config(), kv.layer));
   });
   return layers;
 }

@@ -115,7 +115,91 @@ void require_same_run(const RunKey& expected, const RunKey& found, const fs::pat
   }
 }
 
+/// Values in the byte order of the machine, one behind the other.
+class PartWriter {
+ public:
+  template <class T>
+  void add(std::span<const T> values) {
+    const auto bytes = std::as_bytes(values);
+    bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
+  }
+  std::vector<std::byte> take() { return std::move(bytes_); }
+
+ private:
+  std::vector<std::byte> bytes_;
+};
+
+class PartReader {
+ public:
+  explicit PartReader(std::span<const std::byte> bytes) : bytes_(bytes) {}
+  template <class T>
+  void read(std::span<T> values) {
+    const auto out = std::as_writable_bytes(values);
+    if (out.size() > bytes_.size())
+      throw InternalError("part of a profile: " + std::to_string(bytes_.size()) +
+                          " bytes left where " + std::to_string(out.size()) + " are needed");
+    std::copy_n(bytes_.begin(), out.size(), out.begin());
+    bytes_ = bytes_.subspan(out.size());
+  }
+  std::int64_t integer() {
+    std::int64_t value = 0;
+    read(std::span(&value, 1));
+    return value;
+  }
+  void require_end() const {
+    if (!bytes_.empty())
+      throw InternalError("part of a profile: " + std::to_string(bytes_.size()) +
+                          " bytes too many");
+  }
+
+ private:
+  std::span<const std::byte> bytes_;
+};
+
 }  // namespace
+
+std::vector<std::byte> pack_part(const WindowTree& tree, const Profile& profile,
+                                 std::size_t coherent_rows) {
+  PartWriter part;
+  const auto integer = [&](std::size_t value) {
+    const auto wide = static_cast<std::int64_t>(value);
+    part.add(std::span(&wide, 1));
+  };
+  integer(tree.nodes().size());
+  for (const WindowTree::Node& node : tree.nodes()) {
+    part.add(std::span(&node.index, 1));
+    const FlatSums flat = flatten(node.sums);
+    part.add<double>(flat.sums.data);
+    part.add<float>(flat.absmax.data);
+  }
+  integer(coherent_rows);
+  for (std::size_t row = 0; row < coherent_rows; ++row)
+    for_each_coherent(profile, [&](const std::string&, const Array<float>& rows) {
+      part.add<float>(rows.row(row));
+    });
+  return part.take();
+}
+
+void unpack_part(std::span<const std::byte> bytes, const WindowSums& zero, std::size_t first_row,
+                 WindowTree& tree, Profile& profile) {
+  PartReader part(bytes);
+  FlatSums flat = flatten(zero);
+  for (std::int64_t left = part.integer(); left > 0; --left) {
+    const std::int64_t index = part.integer();
+    part.read(std::span(flat.sums.data));
+    part.read(std::span(flat.absmax.data));
+    WindowSums sums = zero;
+    unflatten(flat, sums);
+    tree.add(index, std::move(sums));
+  }
+  const auto rows = static_cast<std::size_t>(part.integer());
+  if (first_row + rows > coherent_rows(profile))
+    throw InternalError("part of a profile: too many coherent windows");
+  for (std::size_t row = first_row; row < first_row + rows; ++row)
+    for_each_coherent(profile,
+                      [&](const std::string&, Array<float>& all) { part.read(all.row(row)); });
+  part.require_end();
+}
 
 std::size_t ProfileCheckpoint::load(const WindowSums& zero, WindowTree& tree, Profile& profile) {
   const fs::path state_file = folder_ / kStateFile;
@@ -152,7 +236,7 @@ std::size_t ProfileCheckpoint::load(const WindowSums& zero, WindowTree& tree, Pr
     nodes.push_back({index, zero});
     unflatten(flat, nodes.back().sums);
   }
-  tree = WindowTree(std::move(nodes));
+  tree.restore(std::move(nodes));
   coherent_saved_ = std::min(done, coherent_rows(profile));
   for (std::size_t row = 0; row < coherent_saved_; ++row) {
     read_coherent(folder_ / coherent_file(profile.windows[row].index), profile, row);

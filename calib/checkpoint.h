@@ -7,7 +7,9 @@
 
 #include <filesystem>
 #include <map>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "calib/window_statistics.h"
 
@@ -34,5 +36,14 @@ class ProfileCheckpoint {
   RunKey key_;
   std::size_t coherent_saved_ = 0;
 };
+
+/// What one part of a run found, for another process: the nodes of its tree, and the first
+/// `coherent_rows` rows of cross and phase of its profile.
+std::vector<std::byte> pack_part(const WindowTree& tree, const Profile& profile,
+                                 std::size_t coherent_rows);
+/// Adds pack_part's nodes to `tree` and writes its rows into `profile` from `first_row` on. `zero`
+/// has the shapes of a window's sums. InternalError when the sizes do not agree.
+void unpack_part(std::span<const std::byte> bytes, const WindowSums& zero, std::size_t first_row,
+                 WindowTree& tree, Profile& profile);
 
 }  // namespace kvplan::calib

@@ -1,13 +1,8 @@
 #include "calib/decode_attention.h"
 
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
-#include <ATen/ops/triu.h>
 
 #include <algorithm>
-#include <limits>
-#include <optional>
 
 namespace kvplan::calib {
 
@@ -15,7 +10,7 @@ namespace kvplan::calib {
 // there on, so one page of queries is one call. The cache is copied once and turns from exact to
 // packed page by page, in the order of the queries.
 at::Tensor decode_attention(const at::Tensor& q, const CachedKv& exact, const CachedKv& packed,
-                            int sink_tokens, int page_tokens) {
+                            int sink_tokens, int page_tokens, const AttentionRule& rule) {
   constexpr std::int64_t kTokenDim = 2;
   const std::int64_t tokens = q.size(kTokenDim);
   CachedKv cache{exact.k.clone(), exact.v.clone()};
@@ -25,14 +20,9 @@ at::Tensor decode_attention(const at::Tensor& q, const CachedKv& exact, const Ca
     end = std::min(tokens, page_begin + page_tokens - 1);
     if (end > begin) {
       const std::int64_t queries = end - begin;
-      // Row i is position begin + i.
-      const at::Tensor mask =
-          at::full({queries, end}, -std::numeric_limits<float>::infinity(), q.options())
-              .triu(begin + 1);
-      const at::Tensor attended = at::scaled_dot_product_attention(
-          q.narrow(kTokenDim, begin, queries), cache.k.narrow(kTokenDim, 0, end),
-          cache.v.narrow(kTokenDim, 0, end), mask, 0.0, /*is_causal=*/false, /*scale=*/std::nullopt,
-          /*enable_gqa=*/true);
+      const at::Tensor attended =
+          causal_attention(q.narrow(kTokenDim, begin, queries), cache.k.narrow(kTokenDim, 0, end),
+                           cache.v.narrow(kTokenDim, 0, end), rule, begin);
       out.narrow(kTokenDim, begin, queries).copy_(attended);
     }
     if (end == tokens) break;

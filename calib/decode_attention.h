@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "calib/causal_attention.h"
+
 namespace kvplan::calib {
 
 /// K and V of one layer, [1, kv_heads, tokens, head_dim].
@@ -15,6 +17,6 @@ struct CachedKv {
 /// t_p + page_tokens - 1, t_p = sink_tokens + p page_tokens, and the query at position t reads page
 /// p from `packed` once it is full (t >= t_p + page_tokens - 1), all else from `exact`.
 at::Tensor decode_attention(const at::Tensor& q, const CachedKv& exact, const CachedKv& packed,
-                            int sink_tokens, int page_tokens);
+                            int sink_tokens, int page_tokens, const AttentionRule& rule);
 
 }  // namespace kvplan::calib

@@ -2,20 +2,24 @@
 
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/cat.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/ops/embedding.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/layer_norm.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/rms_norm.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/silu.h>
+#include <ATen/ops/tanh.h>
 
-#include <cmath>
 #include <fstream>
-#include <mutex>
-#include <span>
 #include <string>
 
+#include "calib/causal_attention.h"
+#include "calib/families.h"
+#include "calib/layer_weights.h"
+#include "calib/rotary_table.h"
+#include "calib/token_chunks.h"
+#include "calib/weight_stream.h"
 #include "schemas/error.h"
 
 namespace kvplan::calib {
@@ -32,26 +36,6 @@ std::int64_t available_memory_bytes() {
     std::getline(meminfo, unit);
   }
   return 0;
-}
-
-std::string layer_tensor(int layer, const char* name) {
-  return "blk." + std::to_string(layer) + "." + name;
-}
-
-/// Every tensor name that the forward pass of `config` reads.
-std::vector<std::string> weight_names(const ModelConfig& config) {
-  std::vector<std::string> names = {"token_embd.weight", "output_norm.weight"};
-  if (!config.tied_embeddings) names.emplace_back("output.weight");
-  std::vector<const char*> per_layer = {
-      "attn_norm.weight", "attn_q.weight",      "attn_k.weight",
-      "attn_v.weight",    "attn_output.weight", "ffn_norm.weight",
-      "ffn_gate.weight",  "ffn_up.weight",      "ffn_down.weight"};
-  if (config.qkv_bias)
-    per_layer.insert(per_layer.end(), {"attn_q.bias", "attn_k.bias", "attn_v.bias"});
-  if (config.output_bias) per_layer.push_back("attn_output.bias");
-  for (int l = 0; l < config.num_layers; ++l)
-    for (const char* name : per_layer) names.push_back(layer_tensor(l, name));
-  return names;
 }
 
 at::ScalarType scalar_type(WeightType type) {
@@ -72,7 +56,7 @@ bool is_layer_matrix(const std::string& name, std::size_t dimensions) {
 
 void require_memory(const ModelReader& reader, WeightType matrices) {
   std::int64_t needed = 0;
-  for (const std::string& name : weight_names(reader.config())) {
+  for (const auto& [name, expected] : expected_tensors(reader.config())) {
     const std::vector<std::int64_t> shape = reader.shape(name);
     std::int64_t elements = 1;
     for (std::int64_t n : shape) elements *= n;
@@ -90,109 +74,101 @@ void require_memory(const ModelReader& reader, WeightType matrices) {
 }
 
 at::Device torch_device(Device device) {
-  if (device == Device::kCpu) return at::kCPU;
+  if (device.is_cpu()) return at::kCPU;
   if (!at::hasCUDA())
     throw EnvironmentError("cuda",
                            "LibTorch finds no CUDA device: it was built without CUDA, or there is "
                            "no GPU or driver; use --device cpu");
-  return at::Device(at::kCUDA, 0);
+  if (const std::int64_t found = at::detail::getCUDAHooks().deviceCount(); device.gpu >= found)
+    throw EnvironmentError("cuda:" + std::to_string(device.gpu),
+                           "this machine shows " + std::to_string(found) +
+                               " CUDA devices, numbered from 0; choose another --device");
+  return at::Device(at::kCUDA, static_cast<at::DeviceIndex>(device.gpu));
 }
 
-at::Tensor read_weight(const ModelReader& reader, const std::string& name, at::Device device) {
-  at::Tensor weight = at::empty(reader.shape(name), at::kFloat);
-  reader.read(name, {weight.data_ptr<float>(), static_cast<std::size_t>(weight.numel())});
-  return weight.to(device);
+// Half matrices: a GPU multiplies them as they are, the CPU widens them for the one product.
+at::Tensor linear(const at::Tensor& x, const Affine& w) {
+  if (!x.is_cuda() || w.weight.scalar_type() == at::kFloat)
+    return at::linear(x, w.weight.to(at::kFloat), w.bias);
+  const at::Tensor product = at::linear(x.to(w.weight.scalar_type()), w.weight).to(at::kFloat);
+  return w.bias.defined() ? product + w.bias : product;
+}
+
+/// Over the last dimension of x; x itself where the model has no such norm.
+at::Tensor normed(const at::Tensor& x, const Affine& w, const ModelConfig& config) {
+  if (!w.defined()) return x;
+  const std::vector<std::int64_t> shape = {w.weight.numel()};
+  return config.norm == NormKind::kLayer
+             ? at::layer_norm(x, shape, w.weight, w.bias, config.norm_epsilon)
+             : at::rms_norm(x, shape, w.weight, config.norm_epsilon);
+}
+
+at::Tensor activated(const at::Tensor& x, Activation activation) {
+  switch (activation) {
+    case Activation::kGelu:
+      return at::gelu(x);
+    case Activation::kGeluTanh:
+      return at::gelu(x, "tanh");
+    case Activation::kSilu:
+      break;
+  }
+  return at::silu(x);
+}
+
+/// What the feed-forward part adds to its input rows.
+at::Tensor feed_forward(const at::Tensor& rows, const LayerWeights& w, const ModelConfig& config) {
+  const at::Tensor in = normed(rows, w.ffn_norm, config);  // none in a parallel block
+  const at::Tensor inner =
+      config.gated ? activated(linear(in, w.ffn_gate), config.activation) * linear(in, w.ffn_up)
+                   : activated(linear(in, w.ffn_up), config.activation);
+  return normed(linear(inner, w.ffn_down), w.post_ffw_norm, config);
+}
+
+at::Tensor soft_capped(const at::Tensor& x, double cap) {
+  return cap > 0 ? at::tanh(x / cap) * cap : x;
 }
 
 }  // namespace
 
-/// Matrices [out, in], norms and biases [out]; undefined where the family has none.
-struct Decoder::LayerWeights {
-  at::Tensor attention_norm, q, k, v, output;
-  at::Tensor q_bias, k_bias, v_bias, output_bias;
-  at::Tensor ffn_norm, gate, up, down;
+/// What stays in the file. Embedding and head are large, too, and used at the two ends of a pass.
+struct Decoder::Streams {
+  enum Vocabulary { kEmbedding, kHead };
+  WeightStream<at::Tensor> vocabulary;
+  WeightStream<LayerWeights> layers;
 
-  LayerWeights(const ModelReader& reader, int layer, at::ScalarType matrices, at::Device device) {
-    const auto read = [&](const char* name) {
-      const at::Tensor weight = read_weight(reader, layer_tensor(layer, name), device);
-      return weight.dim() == 2 ? weight.to(matrices) : weight;
-    };
-    attention_norm = read("attn_norm.weight");
-    q = read("attn_q.weight");
-    k = read("attn_k.weight");
-    v = read("attn_v.weight");
-    output = read("attn_output.weight");
-    if (reader.config().qkv_bias) {
-      q_bias = read("attn_q.bias");
-      k_bias = read("attn_k.bias");
-      v_bias = read("attn_v.bias");
-    }
-    if (reader.config().output_bias) output_bias = read("attn_output.bias");
-    ffn_norm = read("ffn_norm.weight");
-    gate = read("ffn_gate.weight");
-    up = read("ffn_up.weight");
-    down = read("ffn_down.weight");
-  }
+  Streams(const ModelReader& reader, at::ScalarType matrices, at::Device device)
+      : vocabulary([&reader, device](int part) {
+          const bool own_head = part == kHead && !reader.config().tied_embeddings;
+          return read_weight(reader, own_head ? "output.weight" : "token_embd.weight", device);
+        }),
+        layers([&reader, matrices, device](int layer) {
+          return LayerWeights(reader, layer, matrices, device);
+        }) {}
 };
 
-/// cos and sin of position x frequency, [positions, rotary_dim / 2], computed in double; grows on
-/// demand.
-class Decoder::RotaryTable {
- public:
-  RotaryTable(std::span<const double> inv_freq, at::Device device)
-      : inv_freq_(inv_freq), device_(device) {}
-
-  std::pair<at::Tensor, at::Tensor> rows(std::int64_t first, std::int64_t count) {
-    const std::lock_guard lock(mutex_);
-    if (positions_ < first + count) grow(std::max(first + count, 2 * positions_));
-    return {cos_.narrow(0, first, count), sin_.narrow(0, first, count)};
+Decoder::Decoder(const ModelReader& reader, WeightType matrices, Device where, Residency residency)
+    : config_(reader.config()),
+      device_(torch_device(where)),
+      rotary_(std::make_unique<RotaryTable>(config_, device_)) {
+  if (device_.is_cuda()) at::globalContext().setAllowTF32CuBLAS(false);
+  if (device_.is_cpu() && residency == Residency::kAll) require_memory(reader, matrices);
+  output_norm_ = read_affine(reader, "output_norm", at::kFloat, device_);
+  if (config_.learned_positions) positions_ = read_weight(reader, "position_embd.weight", device_);
+  if (config_.head_bias) output_bias_ = read_weight(reader, "output.bias", device_);
+  if (residency == Residency::kStream) {
+    streams_ = std::make_unique<Streams>(reader, scalar_type(matrices), device_);
+    return;
   }
-
- private:
-  void grow(std::int64_t positions) {
-    const auto half = static_cast<std::int64_t>(inv_freq_.size());
-    const at::Tensor cosines = at::empty({positions, half}, at::kFloat),
-                     sines = at::empty({positions, half}, at::kFloat);
-    float* cos = cosines.data_ptr<float>();
-    float* sin = sines.data_ptr<float>();
-    for (std::int64_t t = 0; t < positions; ++t)
-      for (const double frequency : inv_freq_) {
-        const double angle = static_cast<double>(t) * frequency;
-        *cos++ = static_cast<float>(std::cos(angle));
-        *sin++ = static_cast<float>(std::sin(angle));
-      }
-    cos_ = cosines.to(device_);
-    sin_ = sines.to(device_);
-    positions_ = positions;
-  }
-
-  std::span<const double> inv_freq_;
-  at::Device device_;
-  std::mutex mutex_;
-  std::int64_t positions_ = 0;
-  at::Tensor cos_, sin_;
-};
-
-Decoder::Decoder(const ModelReader& reader, WeightType matrices, Device where)
-    : config_(reader.config()), inv_freq_(rotary_frequencies(config_)) {
-  const at::Device device = torch_device(where);
-  if (where == Device::kCuda) {
-    at::globalContext().setAllowTF32CuBLAS(false);
-  } else {
-    require_memory(reader, matrices);
-  }
-  rotary_ = std::make_unique<RotaryTable>(inv_freq_, device);
-  embedding_ = read_weight(reader, "token_embd.weight", device);
-  output_norm_ = read_weight(reader, "output_norm.weight", device);
-  output_ = config_.tied_embeddings ? embedding_ : read_weight(reader, "output.weight", device);
-  layers_.reserve(static_cast<std::size_t>(config_.num_layers));
+  embedding_ = read_weight(reader, "token_embd.weight", device_);
+  output_ = config_.tied_embeddings ? embedding_ : read_weight(reader, "output.weight", device_);
   for (int l = 0; l < config_.num_layers; ++l)
-    layers_.emplace_back(reader, l, scalar_type(matrices), device);
+    layers_.push_back(
+        std::make_shared<const LayerWeights>(reader, l, scalar_type(matrices), device_));
 }
 
 Decoder::~Decoder() = default;
 
-at::Tensor Decoder::embed(const at::Tensor& ids) const {
+at::Tensor Decoder::embed(const at::Tensor& ids, std::int64_t first_position) const {
   if (ids.numel() > 0) {
     const auto lowest = ids.min().item<std::int64_t>(), highest = ids.max().item<std::int64_t>();
     if (lowest < 0 || highest >= config_.vocab_size)
@@ -200,54 +176,80 @@ at::Tensor Decoder::embed(const at::Tensor& ids) const {
                           " is outside the vocabulary of " + std::to_string(config_.vocab_size) +
                           " tokens; was the text tokenised for another model?");
   }
-  return at::embedding(embedding_, ids.to(device()));
+  at::Tensor x = at::embedding(
+      streams_ ? *streams_->vocabulary.get(Streams::kEmbedding) : embedding_, ids.to(device_));
+  if (config_.embedding_scale != 1) x = x * config_.embedding_scale;
+  if (!positions_.defined()) return x;
+  const std::int64_t tokens = ids.size(-1);
+  if (first_position + tokens > positions_.size(0))
+    throw ArgumentError("the model knows " + std::to_string(positions_.size(0)) +
+                        " positions, a sequence of " + std::to_string(first_position + tokens) +
+                        " tokens has more; choose a smaller --window");
+  return x + positions_.narrow(0, first_position, tokens);
 }
 
 at::Tensor Decoder::layer(int index, const at::Tensor& x, std::int64_t first_position,
-                          const KvHook& hook, const AttentionOverride& attention) const {
-  const LayerWeights& w = layers_.at(static_cast<std::size_t>(index));
+                          const KvHook& hook, const AttentionOverride& attention,
+                          std::int64_t sequence) const {
+  const std::shared_ptr<const LayerWeights> held = weights(index);
+  const LayerWeights& w = *held;
   const std::int64_t batch = x.size(0), tokens = x.size(1);
-  const auto norm = [&](const at::Tensor& h, const at::Tensor& weight) {
-    return at::rms_norm(h, {config_.hidden_size}, weight, config_.norm_epsilon);
+  // [batch, tokens, hidden] -> [batch, heads, tokens, head_dim]
+  const auto project = [&](const at::Tensor& h, const Affine& weights) {
+    return linear(h, weights).view({batch, tokens, -1, config_.head_dim}).transpose(1, 2);
   };
-  // Half matrices are widened for the one product; float32 ones pass through.
-  const auto linear = [](const at::Tensor& h, const at::Tensor& weight, const at::Tensor& bias) {
-    return at::linear(h, weight.to(at::kFloat), bias);
-  };
-  // [batch, tokens, heads * head_dim] -> [batch, heads, tokens, head_dim]
-  const auto project = [&](const at::Tensor& h, const at::Tensor& weight, const at::Tensor& bias) {
-    return linear(h, weight, bias).view({batch, tokens, -1, config_.head_dim}).transpose(1, 2);
+  const auto before_rotary = [&](const at::Tensor& h, const Affine& weights, const Affine& norm) {
+    return rotary_->scale(normed(project(h, weights), norm, config_), index);
   };
 
-  const at::Tensor normed = norm(x, w.attention_norm);
-  const at::Tensor q = rotate(project(normed, w.q, w.q_bias), first_position);
-  const at::Tensor k_pre = project(normed, w.k, w.k_bias);
+  const at::Tensor in = normed(x, w.attn_norm, config_);
+  const at::Tensor q = rotate(before_rotary(in, w.attn_q, w.attn_q_norm), index, first_position,
+                              /*inverse=*/false, sequence);
+  const at::Tensor k_pre = before_rotary(in, w.attn_k, w.attn_k_norm);
   LayerKv kv{.layer = index,
              .first_position = first_position,
              .k_pre = k_pre,
-             .k = rotate(k_pre, first_position),
-             .v = project(normed, w.v, w.v_bias)};
+             .k = rotate(k_pre, index, first_position, /*inverse=*/false, sequence),
+             .v = project(in, w.attn_v)};
   if (hook) hook(kv);
-  // On 2 cores, 1,024 tokens, 9 heads of 64: the flash kernel takes 9 ms, the plain one 61 ms;
-  // enable_gqa equals expanding.
-  const at::Tensor mixed =
-      attention ? attention(q, kv)
-                : at::scaled_dot_product_attention(q, kv.k, kv.v, {}, 0.0, /*is_causal=*/true,
-                                                   /*scale=*/std::nullopt, /*enable_gqa=*/true);
-  const at::Tensor attended =
-      x + linear(mixed.transpose(1, 2).reshape({batch, tokens, -1}), w.output, w.output_bias);
-  const at::Tensor ffn_in = norm(attended, w.ffn_norm);
-  return attended +
-         linear(at::silu(linear(ffn_in, w.gate, {})) * linear(ffn_in, w.up, {}), w.down, {});
+  const at::Tensor mixed = attention
+                               ? attention(q, kv)
+                               : causal_attention(q, kv.k, kv.v, attention_rule(config_, index));
+  const at::Tensor added =
+      linear(mixed.transpose(1, 2).reshape({batch, tokens, -1}), w.attn_output);
+  const at::Tensor attended = x + normed(added, w.post_attention_norm, config_);
+  return attended + by_token_chunks(config_.parallel_block ? in : attended,
+                                    [this, held](const at::Tensor& rows) {
+                                      return feed_forward(rows, *held, config_);
+                                    });
 }
 
 at::Tensor Decoder::final_norm(const at::Tensor& x) const {
-  return at::rms_norm(x, {config_.hidden_size}, output_norm_, config_.norm_epsilon);
+  return normed(x, output_norm_, config_);
 }
 
-at::Tensor Decoder::head(const at::Tensor& normed) const { return at::linear(normed, output_); }
+at::Tensor Decoder::head(const at::Tensor& normed) const {
+  return soft_capped(at::linear(normed, head_weight(), output_bias_), config_.logit_soft_cap);
+}
 
-const at::Tensor& Decoder::head_weight() const { return output_; }
+at::Tensor Decoder::head_weight() const {
+  return streams_ ? *streams_->vocabulary.get(Streams::kHead) : output_;
+}
+
+std::shared_ptr<const LayerWeights> Decoder::weights(int layer) const {
+  if (!streams_) return layers_.at(static_cast<std::size_t>(layer));
+  streams_->vocabulary.drop();
+  return streams_->layers.get(layer);
+}
+
+void Decoder::prefetch(int layer) const {
+  if (!streams_) return;
+  if (layer == config_.num_layers) {
+    streams_->vocabulary.prefetch(Streams::kHead);
+  } else {
+    streams_->layers.prefetch(layer);
+  }
+}
 
 at::Tensor Decoder::hidden(const at::Tensor& ids, const KvHook& hook,
                            const AttentionOverride& attention) const {
@@ -256,16 +258,13 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const KvHook& hook,
   return final_norm(x);
 }
 
-at::Tensor Decoder::rotate(const at::Tensor& x, std::int64_t first_position, bool inverse) const {
-  const std::int64_t rotary_dim = config_.rotary_dim, half = rotary_dim / 2;
-  if (half == 0) return x;
-  const auto [cos, sin_forward] = rotary_->rows(first_position, x.size(-2));
-  const at::Tensor sin = inverse ? -sin_forward : sin_forward;
-  const at::Tensor a = x.narrow(-1, 0, half), b = x.narrow(-1, half, half);
-  std::vector<at::Tensor> parts = {a * cos - b * sin, b * cos + a * sin};
-  if (rotary_dim < config_.head_dim)
-    parts.push_back(x.narrow(-1, rotary_dim, config_.head_dim - rotary_dim));
-  return at::cat(parts, -1);
+at::Tensor Decoder::rotate(const at::Tensor& x, int layer, std::int64_t first_position,
+                           bool inverse, std::int64_t sequence) const {
+  return rotary_->rotate(x, layer, first_position, inverse, sequence);
+}
+
+std::vector<double> Decoder::inv_freq(int layer, std::int64_t sequence) const {
+  return rotary_frequencies(config_, layer, sequence);
 }
 
 }  // namespace kvplan::calib

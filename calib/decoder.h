@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "calib/layer_weights.h"
 #include "calib/model.h"
 
 namespace kvplan::calib {
@@ -17,7 +18,7 @@ namespace kvplan::calib {
 struct LayerKv {
   int layer = 0;
   std::int64_t first_position = 0;
-  at::Tensor k_pre;  // before rotary
+  at::Tensor k_pre;  // before rotary, attention factor of the rotary scaling included
   at::Tensor k;      // after rotary
   at::Tensor v;
 };
@@ -27,43 +28,64 @@ using KvHook = std::function<void(LayerKv&)>;
 /// (q, kv) -> [batch, query_heads, tokens, head_dim]. Null: causal attention over kv.k, kv.v.
 using AttentionOverride = std::function<at::Tensor(const at::Tensor& q, const LayerKv& kv)>;
 
+/// Which weights are in memory.
+enum class Residency {
+  kAll,     // every one, read once
+  kStream,  // one layer's and those of the next; embedding or head while they are used
+};
+
+class RotaryTable;
+
 class Decoder {
  public:
-  /// Reads and converts all weights, dropping file pages as it goes; embeddings, norms and biases
-  /// are float32. MemoryError when they cannot fit the host, EnvironmentError when LibTorch has no
-  /// CUDA device to put them on.
+  /// Reads and converts weights, dropping file pages as it goes; embeddings, norms and biases are
+  /// float32. MemoryError when they cannot fit the host, EnvironmentError when LibTorch has no CUDA
+  /// device to put them on. With kStream `reader` must outlive the decoder; each layer should then
+  /// run on everything there is to run before the next does.
   explicit Decoder(const ModelReader& reader, WeightType matrices = WeightType::kFloat32,
-                   Device device = Device::kCpu);
+                   Device device = Device::kCpu, Residency residency = Residency::kAll);
   ~Decoder();
   const ModelConfig& config() const { return config_; }
-  at::Device device() const { return embedding_.device(); }
-  const std::vector<double>& inv_freq() const { return inv_freq_; }
+  at::Device device() const { return device_; }
+  /// Rotary frequencies of a layer in a sequence of so many tokens.
+  std::vector<double> inv_freq(int layer = 0, std::int64_t sequence = 0) const;
 
   /// ids [batch, tokens] int64 on any device -> hidden [batch, tokens, hidden]. ArgumentError for
-  /// ids outside the vocabulary.
-  at::Tensor embed(const at::Tensor& ids) const;
-  /// One transformer block. Autograd flows through x, k, v when they require gradients.
+  /// ids outside the vocabulary, and for positions that a model of learned positions does not know.
+  at::Tensor embed(const at::Tensor& ids, std::int64_t first_position = 0) const;
+  /// One transformer block on tokens at positions first_position .. of a sequence of `sequence`
+  /// tokens, on which some rotary frequencies depend; 0: these tokens end it. Autograd flows
+  /// through x, k, v when they require gradients.
   at::Tensor layer(int index, const at::Tensor& x, std::int64_t first_position = 0,
-                   const KvHook& hook = {}, const AttentionOverride& attention = {}) const;
-  /// Final norm, then logits [.., vocab].
+                   const KvHook& hook = {}, const AttentionOverride& attention = {},
+                   std::int64_t sequence = 0) const;
+  /// Final norm, then logits [.., vocab]: head_weight, bias and soft cap where the model has them.
   at::Tensor final_norm(const at::Tensor& x) const;
   at::Tensor head(const at::Tensor& normed) const;
-  const at::Tensor& head_weight() const;  // [vocab, hidden]
+  at::Tensor head_weight() const;  // [vocab, hidden]
+  /// With kStream: begins to read a layer on another thread; num_layers means the head. Else
+  /// nothing.
+  void prefetch(int layer) const;
   /// embed, all layers, final_norm.
   at::Tensor hidden(const at::Tensor& ids, const KvHook& hook = {},
                     const AttentionOverride& attention = {}) const;
 
-  /// x [.., tokens, head_dim] turned by R_t (inverse: R_t^T), t = first_position + row.
-  at::Tensor rotate(const at::Tensor& x, std::int64_t first_position, bool inverse = false) const;
+  /// x [.., tokens, head_dim] turned by R_t of the layer (inverse: R_t^T), t = first_position +
+  /// row; `sequence` as in layer().
+  at::Tensor rotate(const at::Tensor& x, int layer, std::int64_t first_position,
+                    bool inverse = false, std::int64_t sequence = 0) const;
 
  private:
-  struct LayerWeights;
-  class RotaryTable;
+  struct Streams;
+  std::shared_ptr<const LayerWeights> weights(int layer) const;
   ModelConfig config_;
-  std::vector<double> inv_freq_;
+  at::Device device_;
   std::unique_ptr<RotaryTable> rotary_;
-  at::Tensor embedding_, output_norm_, output_;
-  std::vector<LayerWeights> layers_;
+  Affine output_norm_;
+  at::Tensor positions_, output_bias_;                       // undefined where the model has none
+  at::Tensor embedding_, output_;                            // kAll
+  std::vector<std::shared_ptr<const LayerWeights>> layers_;  // kAll
+  std::unique_ptr<Streams> streams_;                         // kStream
 };
 
 }  // namespace kvplan::calib

@@ -1,10 +1,12 @@
 #include "calib/evaluation_state.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <utility>
 
 #include "schemas/atomic_file.h"
+#include "schemas/error.h"
 #include "schemas/safetensors.h"
 
 namespace kvplan::calib {
@@ -37,6 +39,37 @@ void for_each_table(State& state, Visit visit) {
 
 EvaluationState::EvaluationState(std::size_t pass_count, std::int64_t scored) : passes(pass_count) {
   for_each_table(*this, [&](const std::string&, TokenScores& table) { table.scored = scored; });
+}
+
+void append_state(EvaluationState& state, const EvaluationState& more) {
+  unpack_state(pack_state(more), state);
+}
+
+std::vector<std::byte> pack_state(const EvaluationState& state) {
+  std::vector<std::byte> bytes;
+  for_each_table(state, [&](const std::string&, const TokenScores& table) {
+    const auto values = std::as_bytes(std::span(table.values));
+    bytes.insert(bytes.end(), values.begin(), values.end());
+  });
+  return bytes;
+}
+
+void unpack_state(std::span<const std::byte> bytes, EvaluationState& state) {
+  const std::size_t tables = 1 + 3 * state.passes.size();
+  const auto scored = static_cast<std::size_t>(state.reference_nll.scored);
+  const std::size_t window_bytes = tables * scored * sizeof(double);
+  if (bytes.size() % window_bytes != 0)
+    throw InternalError("scores of other windows: " + std::to_string(bytes.size()) +
+                        " bytes are no whole windows of " + std::to_string(window_bytes));
+  const std::size_t windows = bytes.size() / window_bytes;
+  for_each_table(state, [&](const std::string&, TokenScores& table) {
+    const std::size_t old = table.values.size();
+    table.values.resize(old + windows * scored);
+    const auto out = std::as_writable_bytes(std::span(table.values).subspan(old));
+    std::copy_n(bytes.begin(), out.size(), out.begin());
+    bytes = bytes.subspan(out.size());
+    table.windows += static_cast<std::int64_t>(windows);
+  });
 }
 
 void append_window(TokenScores& scores, std::span<const double> window) {

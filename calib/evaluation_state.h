@@ -2,8 +2,10 @@
 // What an evaluation has measured so far, in memory and in the file that an interrupted run
 // continues from.
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,6 +28,14 @@ struct EvaluationState {
   EvaluationState(std::size_t pass_count, std::int64_t scored);
   std::int64_t windows() const { return reference_nll.windows; }
 };
+
+/// Adds the windows of `more`, which has the same passes, behind those of `state`.
+void append_state(EvaluationState& state, const EvaluationState& more);
+
+/// All scores, for another process with the same passes.
+std::vector<std::byte> pack_state(const EvaluationState& state);
+/// Adds pack_state's windows behind those of `state`. InternalError when the sizes do not agree.
+void unpack_state(std::span<const std::byte> bytes, EvaluationState& state);
 
 /// Adds one window's scores.
 void append_window(TokenScores& scores, std::span<const double> window);

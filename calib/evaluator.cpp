@@ -5,14 +5,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <list>
 #include <map>
+#include <mutex>
 #include <set>
 #include <span>
 
 #include "calib/cache_attention.h"
+#include "calib/device_threads.h"
 #include "calib/evaluation_state.h"
 #include "calib/evaluation_statistics.h"
+#include "calib/memory_plan.h"
 #include "calib/stored_cache.h"
 #include "calib/window_scorer.h"
 #include "quant/codec.h"
@@ -43,6 +47,7 @@ void check_arguments(const std::vector<TextWindow>& windows,
       throw ArgumentError("window " + std::to_string(window.index) + " holds " +
                           std::to_string(window.tokens.size()) + " tokens where " +
                           std::to_string(options.window) + " were declared");
+  if (options.devices.empty()) throw ArgumentError("no device given to evaluate on");
   if (options.modes.empty())
     throw ArgumentError("no evaluation mode given; choose from worst, decode");
   for (const std::string& mode : options.modes)
@@ -72,11 +77,11 @@ void check_arguments(const std::vector<TextWindow>& windows,
 }
 
 /// Stands for everything that the scores depend on.
-std::string inputs_key(const ModelReader& model, const std::vector<TextWindow>& windows,
+std::string inputs_key(const ModelReader& model, std::span<const TextWindow> windows,
                        const std::vector<Pass>& passes, const EvaluateOptions& options) {
   std::string text = "scores of kvplan 2\n" + model.path().string() + "\n" +
                      model.spec().kv_weights_sha256 + "\n" + weight_type_name(options.weights) +
-                     (options.device == Device::kCuda ? " cuda\n" : " cpu\n");
+                     (options.devices.front().is_cpu() ? " cpu\n" : " cuda\n");
   for (const TextWindow& window : windows)
     text +=
         std::to_string(window.index) + " " + sha256(std::as_bytes(std::span(window.tokens))) + "\n";
@@ -109,7 +114,8 @@ struct Caches {
   std::list<CacheAttention> paged;
 };
 
-std::vector<Pass> make_passes(const ModelReader& model, const std::vector<TextWindow>& windows,
+/// `sequences` go through the pages of a runtime together.
+std::vector<Pass> make_passes(const ModelReader& model, std::size_t sequences,
                               const std::vector<Candidate>& candidates,
                               const EvaluateOptions& options, Caches& caches) {
   std::vector<Pass> passes;
@@ -117,9 +123,8 @@ std::vector<Pass> make_passes(const ModelReader& model, const std::vector<TextWi
     const PlanBundle& bundle = *what.candidate->bundle;
     Pass& pass = passes.emplace_back(what);
     if (what.runtime->make_cache) {
-      pass.paged = &caches.paged.emplace_back(
-          *what.runtime, bundle, model.config(),
-          static_cast<int>(std::min(kPagedWindows, windows.size())), options.window);
+      pass.paged = &caches.paged.emplace_back(*what.runtime, bundle, model.config(),
+                                              static_cast<int>(sequences), options.window);
     } else {
       pass.simulated =
           &caches.simulated
@@ -130,43 +135,143 @@ std::vector<Pass> make_passes(const ModelReader& model, const std::vector<TextWi
   return passes;
 }
 
-/// Scores all windows, or the rest of them when options.partial_file holds a part.
-EvaluationState score_windows(const ModelReader& model, const std::vector<TextWindow>& windows,
-                              const std::vector<Pass>& passes, const EvaluateOptions& options,
-                              const RunControl& control) {
-  EvaluationState state(passes.size(), scored_range(options.window).count);
-  const bool resumable = !options.partial_file.empty();
-  const std::string key = resumable ? inputs_key(model, windows, passes, options) : "";
-  if (resumable) resume_state(state, key, options.partial_file);
-  const auto window_count = static_cast<std::int64_t>(windows.size());
-  if (state.windows() == window_count) return state;
+bool any_paged(const std::vector<Pass>& passes) {
+  return std::any_of(passes.begin(), passes.end(),
+                     [](const Pass& pass) { return pass.paged != nullptr; });
+}
 
-  const WindowScorer scorer(model, passes, options);
-  const bool paged = std::any_of(passes.begin(), passes.end(),
-                                 [](const Pass& pass) { return pass.paged != nullptr; });
+Workload evaluation_workload(const ModelReader& model, std::size_t windows, std::size_t passes,
+                             const EvaluateOptions& options) {
+  const ModelConfig& config = model.config();
+  const std::int64_t activation =
+      std::int64_t{options.window} * config.hidden_size * std::int64_t{sizeof(float)};
+  const auto lanes = static_cast<std::int64_t>(passes) + 1;  // and the reference
+  return {.units = static_cast<std::int64_t>(windows),
+          .fixed_bytes = kProcessBytes + logits_bytes() + lanes * activation +
+                         layer_bytes(config, options.window, /*gradients=*/false),
+          .unit_bytes = activation,
+          .boundary_bytes = lanes * activation};
+}
+
+/// All scorers of this process, with the caches that each of them fills.
+struct Scorers {
+  std::list<Caches> caches;
+  std::list<std::vector<Pass>> passes;
+  std::list<WindowScorer> scorers;
+  std::size_t windows_at_once = 1;  // of each
+};
+
+/// Scores all of `windows`, or the rest of them when a partial file holds some.
+EvaluationState score_part(const ModelReader& model, std::span<const TextWindow> windows,
+                           const std::vector<Candidate>& candidates, const EvaluateOptions& options,
+                           const RunControl& control) {
+  const std::filesystem::path partial_file = own_partial_file(options);
+  Scorers all;
+  const auto add_passes = [&]() -> std::vector<Pass>& {
+    return all.passes.emplace_back(make_passes(model, std::min(kPagedWindows, windows.size()),
+                                               candidates, options, all.caches.emplace_back()));
+  };
+  const std::vector<Pass>& passes = add_passes();
+  EvaluationState state(passes.size(), scored_range(options.window).count);
+  const bool resumable = !partial_file.empty();
+  const std::string key = resumable ? inputs_key(model, windows, passes, options) : "";
+  if (resumable) resume_state(state, key, partial_file);
+  const auto window_count = static_cast<std::int64_t>(windows.size());
+  if (state.windows() < window_count) {
+    const MemoryPlan plan =
+        plan_memory(options.memory_bytes, weight_bytes(model, options.weights),
+                    evaluation_workload(model, windows.size(), passes.size(), options));
+    if (plan.stream && any_paged(passes))
+      throw ArgumentError(
+          "--memory is too little for all weights at once, which every runtime but cpu needs: it "
+          "takes a few tokens at a time through all layers; give more memory or --runtime cpu");
+    all.windows_at_once = any_paged(passes) ? kPagedWindows : static_cast<std::size_t>(plan.units);
+    for (const Device device : options.devices)
+      all.scorers.emplace_back(model, all.scorers.empty() ? passes : add_passes(), options, device,
+                               plan);
+  }
+
   const auto passes_per_window = static_cast<std::int64_t>(passes.size()) + 1;  // and the reference
   std::int64_t done = state.windows() * passes_per_window;
   int signal = 0;
+  std::mutex reporting;
   const auto go_on = [&](std::int64_t more) {
-    control.report({"validate", done += more, window_count * passes_per_window, "passes"});
-    signal = control.stopping();
+    const std::lock_guard lock(reporting);
+    done += more;
+    if (more > 0) control.report({"validate", done, window_count * passes_per_window, "passes"});
+    if (signal == 0) signal = control.stopping();
     return signal == 0;
   };
-  while (state.windows() < window_count) {
-    const auto left = std::span(windows).subspan(static_cast<std::size_t>(state.windows()));
-    if (scorer.score(left.first(paged ? std::min(kPagedWindows, left.size()) : 1), state, go_on) &&
-        resumable)
-      save_state(state, key, options.partial_file);
+  const auto next_windows = [&] {
+    if (state.windows() == window_count) return false;
+    std::vector<EvaluationState> found;
+    std::vector<std::span<const TextWindow>> shares;
+    for (auto left = windows.subspan(static_cast<std::size_t>(state.windows()));
+         !left.empty() && shares.size() < all.scorers.size();
+         left = left.subspan(shares.back().size())) {
+      shares.push_back(left.first(std::min(all.windows_at_once, left.size())));
+      found.emplace_back(passes.size(), state.reference_nll.scored);
+    }
+    std::vector<std::function<void()>> work;
+    auto scorer = all.scorers.begin();
+    for (std::size_t i = 0; i < shares.size(); ++i, ++scorer)
+      work.emplace_back([&, i, scorer] {
+        const at::NoGradGuard no_grad;
+        scorer->score(shares[i], found[i], go_on);
+      });
+    run_together(work);
+    // Windows behind one that was stopped do not count.
+    bool whole = true;
+    for (std::size_t i = 0; i < shares.size() && whole; ++i) {
+      whole = found[i].windows() == std::ssize(shares[i]);
+      if (whole) append_state(state, found[i]);
+    }
+    if (resumable && state.windows() > 0) save_state(state, key, partial_file);
     if (signal != 0 && state.windows() < window_count)
       throw InterruptedError(
           signal, "validation stopped after " + std::to_string(state.windows()) + " of " +
                       std::to_string(window_count) + " windows" +
                       (resumable ? "; the same command continues from there" : ""));
-  }
+    return state.windows() < window_count;
+  };
+  in_lockstep(options.peers, next_windows);
+  return state;
+}
+
+/// Scores all windows, each process its part.
+EvaluationState score_windows(const ModelReader& model, const std::vector<TextWindow>& windows,
+                              const std::vector<Candidate>& candidates,
+                              const EvaluateOptions& options, const RunControl& control) {
+  Peers* const peers = options.peers;
+  if (!peers) return score_part(model, windows, candidates, options, control);
+  const auto [begin, end] = share_of(peers->rank(), peers->size(), windows.size(), 1);
+  EvaluationState state = score_part(model, std::span(windows).subspan(begin, end - begin),
+                                     candidates, options, control);
+  in_lockstep(peers, [&] {
+    if (peers->rank() == 0) {
+      for (int other = 1; other < peers->size(); ++other)
+        unpack_state(peers->receive_from(other), state);
+      peers->broadcast(pack_state(state));
+    } else {
+      peers->send_to_first(pack_state(state));
+      const std::vector<std::byte> all = peers->broadcast({});
+      state = EvaluationState(state.passes.size(), state.reference_nll.scored);
+      unpack_state(all, state);
+    }
+    return false;
+  });
   return state;
 }
 
 }  // namespace
+
+std::filesystem::path own_partial_file(const EvaluateOptions& options) {
+  std::filesystem::path file = options.partial_file;
+  if (options.peers && !file.empty())
+    file += "-rank-" + std::to_string(options.peers->rank()) + "-of-" +
+            std::to_string(options.peers->size());
+  return file;
+}
 
 std::vector<EvaluationPass> evaluation_passes(const std::vector<Candidate>& candidates,
                                               const std::vector<std::string>& modes) {
@@ -219,9 +324,7 @@ EvaluationState score_tokens(const ModelReader& model, const std::vector<TextWin
   check_arguments(windows, candidates, options);
   const at::NoGradGuard no_grad;
   if (options.threads > 0) at::set_num_threads(options.threads);
-  Caches caches;
-  return score_windows(model, windows, make_passes(model, windows, candidates, options, caches),
-                       options, control);
+  return score_windows(model, windows, candidates, options, control);
 }
 
 Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& windows,
@@ -231,9 +334,8 @@ Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& win
   const at::NoGradGuard no_grad;
   if (options.threads > 0) at::set_num_threads(options.threads);
 
-  Caches caches;
-  const std::vector<Pass> passes = make_passes(model, windows, candidates, options, caches);
-  const EvaluationState state = score_windows(model, windows, passes, options, control);
+  const EvaluationState state = score_windows(model, windows, candidates, options, control);
+  const std::vector<EvaluationPass> passes = evaluation_passes(candidates, options.modes);
   const PassScores reference = reference_scores(state);
 
   Validation validation;
@@ -243,9 +345,10 @@ Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& win
   validation.first_scored = static_cast<int>(range.first);
   validation.scored_tokens = state.windows() * range.count;
   for (const std::string& mode : options.modes) {
-    const auto plan_pass = std::find_if(passes.begin(), passes.end(), [&](const Pass& pass) {
-      return pass.what.mode == mode && pass.what.candidate->name == options.plan_name;
-    });
+    const auto plan_pass =
+        std::find_if(passes.begin(), passes.end(), [&](const EvaluationPass& pass) {
+          return pass.mode == mode && pass.candidate->name == options.plan_name;
+        });
     const PassScores* plan =
         plan_pass != passes.end()
             ? &state.passes[static_cast<std::size_t>(plan_pass - passes.begin())]
@@ -263,7 +366,7 @@ Validation evaluate(const ModelReader& model, const std::vector<TextWindow>& win
     };
     add(kReferenceName, kSimulation, reference, nullptr);
     for (std::size_t i = 0; i < passes.size(); ++i) {
-      const EvaluationPass& what = passes[i].what;
+      const EvaluationPass& what = passes[i];
       if (what.mode == mode)
         add(what.candidate->name, what.runtime->name, state.passes[i], what.candidate->bundle);
     }

@@ -8,6 +8,7 @@
 #include "calib/cache_runtime.h"
 #include "calib/evaluation_state.h"
 #include "calib/model.h"
+#include "calib/peers.h"
 #include "calib/text.h"
 #include "schemas/plan.h"
 #include "schemas/run_control.h"
@@ -33,13 +34,22 @@ struct EvaluateOptions {
   std::vector<std::string> modes = {"worst"};
   int threads = 0;
   WeightType weights = WeightType::kFloat32;
-  Device device = Device::kCpu;
+  std::vector<Device> devices = {Device::kCpu};  // several share the windows
+  // Of the process, or of each GPU; 0: no limit. Layers are then read when they are used if need
+  // be; runtimes that keep pages need all weights.
+  std::int64_t memory_bytes = 0;
+  std::filesystem::path spill_folder = std::filesystem::temp_directory_path();  // of activations
+  Peers* peers = nullptr;  // the other processes of this run; null: none
   std::uint64_t bootstrap_seed = 0;
   int bootstrap_samples = 2000;
   std::string plan_name;  // candidate that kl_minus_plan is paired with
-  // Scores of finished windows, to resume from; empty: none. Not removed at the end.
+  // Scores of finished windows, to resume from; empty: none. own_partial_file is not removed at
+  // the end.
   std::filesystem::path partial_file;
 };
+
+/// Where this process keeps its part of options.partial_file.
+std::filesystem::path own_partial_file(const EvaluateOptions& options);
 
 /// One candidate in one mode through one runtime.
 struct EvaluationPass {
@@ -64,6 +74,8 @@ EvaluationState score_tokens(const ModelReader& model, const std::vector<TextWin
 CandidateResult summarise(const PassScores& scores, const TokenScores& reference_nll,
                           const PassScores* plan, const EvaluateOptions& options);
 
+/// With peers each process scores part of the windows, and all return the scores of all, which are
+/// those of one process with as many threads; likewise with several devices.
 /// Positions window/4 .. window-2 of each window are scored (quantization.md section 4). Fills
 /// candidates (by mode, "fp16" first in each, then evaluation_passes), scored_tokens, window,
 /// windows, first_scored of the result. A partial file of other inputs is overwritten. Progress

@@ -21,8 +21,12 @@ struct StoredTensor {
   GgmlType type = GgmlType::kF32;          // plain floats of safetensors too
   std::vector<std::int64_t> shape;         // row-major
   std::span<const std::byte> data;
+  std::span<const std::byte> whole = data;  // of the fused tensor that this is a part of
   int interleaved_heads =
       0;  // rows of so many heads hold rotary pairs as neighbours; 0: half-split or not rotary
+  std::int64_t stored_columns = 0;  // the transpose is stored, [in, stored_columns]; 0: it is not
+  std::int64_t first_column = 0;    // of the transpose: where the rows of `shape` begin
+  float offset = 0;                 // what the file leaves out of each value
 };
 using StoredTensors = std::map<std::string, StoredTensor, std::less<>>;  // by GGUF name
 
@@ -30,6 +34,8 @@ struct StoredModel {
   std::filesystem::path path;
   ModelConfig config;
   StoredTensors tensors;  // every tensor of the files that takes part in the forward pass
+  // What the files call a tensor that is missing, by GGUF name; absent: the same.
+  std::map<std::string, std::string, std::less<>> stored_names = {};
 };
 
 // Upper ends of what the readers believe; they keep products inside 64 bits and hostile files
@@ -42,6 +48,13 @@ inline constexpr std::int64_t kMaxContext = 1 << 30;  // tokens
 /// forward pass.
 [[noreturn]] void refuse_tensor(const MappedFile& file, const std::string& stored_name,
                                 const ModelConfig& config);
+
+/// De-quantised to row-major float. InputError{file, tensor} on NaN or Inf.
+void read_values(const StoredTensor& tensor, std::span<float> out);
+
+/// Puts the parts of fused tensors (calib/families.h) in their place. InputError when the rows of
+/// one are not those of its parts together.
+void split_fused_tensors(StoredModel& model);
 
 StoredModel read_gguf_model(const std::filesystem::path& file);
 StoredModel read_hf_model(const std::filesystem::path& folder);

@@ -1,11 +1,14 @@
 #include "calib/fisher_pass.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/isfinite.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones_like.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cstdint>
@@ -61,13 +64,21 @@ std::int64_t draw(const float* p, std::int64_t vocab, float peak, quant::RandomS
   }
 }
 
+/// x itself on the CPU; from a GPU through pinned memory, which a copy reaches several times
+/// faster.
+at::Tensor host_copy(const at::Tensor& x) {
+  if (x.is_cpu()) return x;
+  at::Tensor copy = at::empty(x.sizes(), x.options().device(at::kCPU).pinned_memory(true));
+  return copy.copy_(x);
+}
+
 /// One label per row of p [rows, vocab], row 0 at position `first`.
 at::Tensor draw_labels(const at::Tensor& p, std::uint64_t seed, std::int64_t window,
                        std::int64_t first) {
   const std::int64_t rows = p.size(0), vocab = p.size(1);
   at::Tensor labels = at::empty({rows}, at::kLong);
-  const at::Tensor peaks = p.amax(-1);
-  const float* probability = p.const_data_ptr<float>();
+  const at::Tensor on_host = host_copy(p), peaks = p.amax(-1).to(at::kCPU);
+  const float* probability = on_host.const_data_ptr<float>();
   const float* peak = peaks.const_data_ptr<float>();
   auto* label = labels.mutable_data_ptr<std::int64_t>();
   at::parallel_for(0, rows, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -78,74 +89,119 @@ at::Tensor draw_labels(const at::Tensor& p, std::uint64_t seed, std::int64_t win
       label[row] = draw(probability + row * vocab, vocab, peak[row], stream);
     }
   });
-  return labels;
+  return labels.to(p.device());
 }
 
-/// d sum_t log p(y_t) / d normed [tokens, hidden] = W[y] - p W, a few rows of logits at a time.
+/// d log p(y) / dz for logits l = cap tanh(z / cap): (1[y] - p) (1 - (l / cap)^2), [rows, vocab].
+at::Tensor capped_slopes(const at::Tensor& logits, const at::Tensor& p, const at::Tensor& labels,
+                         double cap) {
+  const at::Tensor rows = labels.unsqueeze(1);
+  const at::Tensor score = p.neg().scatter_add(1, rows, at::ones_like(rows, p.scalar_type()));
+  return score * (1 - (logits / cap).square());
+}
+
+/// Without a soft cap: d sum_t log p(y_t) / d normed [tokens, hidden] = W[y] - p W, a few rows of
+/// logits at a time.
 at::Tensor label_gradient(const Decoder& decoder, const at::Tensor& normed, std::uint64_t seed,
                           std::int64_t window) {
   const at::Tensor& weight = decoder.head_weight();
+  const double cap = decoder.config().logit_soft_cap;
   at::Tensor gradient = at::empty_like(normed);
   for (std::int64_t first = 0; first < normed.size(0); first += kHeadRows) {
     const std::int64_t rows = std::min(kHeadRows, normed.size(0) - first);
-    const at::Tensor p = decoder.head(normed.narrow(0, first, rows)).softmax(-1);
+    const at::Tensor logits = decoder.head(normed.narrow(0, first, rows));
+    const at::Tensor p = logits.softmax(-1);
     const at::Tensor labels = draw_labels(p, seed, window, first);
     gradient.narrow(0, first, rows)
-        .copy_(at::addmm(weight.index_select(0, labels), p, weight, 1, -1));
+        .copy_(cap == 0 ? at::addmm(weight.index_select(0, labels), p, weight, 1, -1)
+                        : at::matmul(capped_slopes(logits, p, labels, cap), weight));
   }
   return gradient;
 }
 
 }  // namespace
 
-void FisherPass::run(std::span<const TextWindow> windows, const Visit& visit) const {
-  const at::NoGradGuard no_grad;
+std::int64_t head_bytes(const ModelConfig& config) {
+  constexpr std::int64_t kCopies = 3;  // logits, probabilities, their product with a mask
+  return kCopies * kHeadRows * config.vocab_size * std::int64_t{sizeof(float)};
+}
+
+at::Tensor FisherPass::take(ActivationStore::Slot slot) const {
+  at::Tensor x = activations.get(slot);
+  activations.drop(slot);
+  return x;
+}
+
+/// The input of every layer and, last, the output of the last one.
+std::vector<FisherPass::Slots> FisherPass::forward(std::span<const WindowBatch> batches) const {
   const int num_layers = decoder.config().num_layers;
-  std::vector<at::Tensor> inputs;
-  at::Tensor x = decoder.embed(token_ids(windows));
+  std::vector<Slots> inputs(static_cast<std::size_t>(num_layers) + 1);
+  for (const WindowBatch batch : batches)
+    inputs.front().push_back(activations.put(decoder.embed(token_ids(batch))));
   for (int layer = 0; layer < num_layers; ++layer) {
-    stop_if_asked(control);
-    inputs.push_back(x);
-    x = decoder.layer(layer, x, 0, [&](LayerKv& kv) {
-      require_finite(kv.k, "keys", layer, Side::kKey, windows, model_file);
-      require_finite(kv.v, "values", layer, Side::kValue, windows, model_file);
-    });
-  }
-
-  at::Tensor gradient;  // of sum log p(y) with respect to the output of the layer at hand
-  {
-    const at::AutoGradMode with_grad(true);
-    const at::Tensor leaf = x.detach().requires_grad_();
-    const at::Tensor normed = decoder.final_norm(leaf);
-    const at::Tensor rows = normed.detach();
-    at::Tensor normed_gradient = at::empty_like(rows);
-    for (std::size_t i = 0; i < windows.size(); ++i) {
-      const auto row = static_cast<std::int64_t>(i);
-      normed_gradient[row].copy_(label_gradient(decoder, rows[row], seed, windows[i].index));
+    decoder.prefetch(layer + 1);
+    const auto l = static_cast<std::size_t>(layer);
+    for (std::size_t b = 0; b < batches.size(); ++b) {
+      stop_if_asked(control);
+      const auto check = [&](LayerKv& kv) {
+        require_finite(kv.k, "keys", layer, Side::kKey, batches[b], model_file);
+        require_finite(kv.v, "values", layer, Side::kValue, batches[b], model_file);
+      };
+      inputs[l + 1].push_back(
+          activations.put(decoder.layer(layer, activations.get(inputs[l][b]), 0, check)));
     }
-    gradient = torch::autograd::grad({normed}, {leaf}, {normed_gradient})[0];
   }
-  x.reset();
+  return inputs;
+}
 
-  for (int layer = num_layers - 1; layer >= 0; --layer) {
+/// d sum log p(y) / dx, x the output of the last layer.
+at::Tensor FisherPass::head_gradient(WindowBatch batch, const at::Tensor& x) const {
+  const at::AutoGradMode with_grad(true);
+  const at::Tensor leaf = x.detach().requires_grad_();
+  const at::Tensor normed = decoder.final_norm(leaf);
+  const at::Tensor rows = normed.detach();
+  at::Tensor normed_gradient = at::empty_like(rows);
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    const auto row = static_cast<std::int64_t>(i);
+    normed_gradient[row].copy_(label_gradient(decoder, rows[row], seed, batch[i].index));
+  }
+  return torch::autograd::grad({normed}, {leaf}, {normed_gradient})[0];
+}
+
+void FisherPass::run(std::span<const WindowBatch> batches, const Visit& visit) const {
+  const at::NoGradGuard no_grad;
+  std::vector<Slots> inputs = forward(batches);
+
+  Slots gradients;  // of sum log p(y) with respect to the output of the layer at hand
+  for (std::size_t b = 0; b < batches.size(); ++b) {
     stop_if_asked(control);
-    const at::AutoGradMode with_grad(true);
-    const at::Tensor leaf = inputs.back().detach().requires_grad_();
+    const at::Tensor x = take(inputs.back()[b]);
+    gradients.push_back(activations.put(head_gradient(batches[b], x)));
+  }
+  inputs.pop_back();
+
+  for (int layer = decoder.config().num_layers - 1; layer >= 0; --layer) {
+    if (layer > 0) decoder.prefetch(layer - 1);
+    for (std::size_t b = 0; b < batches.size(); ++b) {
+      stop_if_asked(control);
+      const at::AutoGradMode with_grad(true);
+      const at::Tensor leaf = take(inputs.back()[b]).detach().requires_grad_();
+      LayerKv kv;
+      const at::Tensor y = decoder.layer(layer, leaf, 0, [&kv](LayerKv& seen) { kv = seen; });
+      const auto found = torch::autograd::grad({y}, {leaf, kv.k, kv.v}, {take(gradients[b])});
+      require_finite(found[1], "gradients of the keys", layer, Side::kKey, batches[b], model_file);
+      require_finite(found[2], "gradients of the values", layer, Side::kValue, batches[b],
+                     model_file);
+      const at::NoGradGuard statistics_only;
+      if (layer > 0) gradients[b] = activations.put(found[0]);
+      for (std::size_t i = 0; i < batches[b].size(); ++i) {
+        const auto row = static_cast<std::int64_t>(i);
+        visit(batches[b][i], layer,
+              {kv.k_pre.detach()[row], kv.k.detach()[row], kv.v.detach()[row], found[1][row],
+               found[2][row]});
+      }
+    }
     inputs.pop_back();
-    LayerKv kv;
-    const at::Tensor y = decoder.layer(layer, leaf, 0, [&kv](LayerKv& seen) { kv = seen; });
-    const auto gradients = torch::autograd::grad({y}, {leaf, kv.k, kv.v}, {gradient});
-    gradient = gradients[0];
-    require_finite(gradients[1], "gradients of the keys", layer, Side::kKey, windows, model_file);
-    require_finite(gradients[2], "gradients of the values", layer, Side::kValue, windows,
-                   model_file);
-    const at::NoGradGuard statistics_only;
-    for (std::size_t i = 0; i < windows.size(); ++i) {
-      const auto row = static_cast<std::int64_t>(i);
-      visit(i, layer,
-            {kv.k_pre.detach()[row], kv.k.detach()[row], kv.v.detach()[row], gradients[1][row],
-             gradients[2][row]});
-    }
   }
 }
 

@@ -7,7 +7,9 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <vector>
 
+#include "calib/activation_store.h"
 #include "calib/decoder.h"
 #include "calib/text.h"
 #include "schemas/run_control.h"
@@ -21,17 +23,31 @@ struct LayerTrace {
   at::Tensor h_k, h_v;  // gradients with respect to k (after rotary) and v, over all later use
 };
 
+/// Windows of equal length that go through the model as one tensor.
+using WindowBatch = std::span<const TextWindow>;
+
 struct FisherPass {
   const Decoder& decoder;
   std::string model_file;  // named in errors
   std::uint64_t seed = 0;  // of the labels: a draw depends on (seed, window index, position) alone
   const RunControl& control;
+  ActivationStore& activations;
 
-  /// Calls visit(window in the batch, layer, trace), layers from last to first; windows are of
-  /// equal length. Holds the input of every layer and one layer's graph. InputError on NaN or Inf
-  /// (layer, side, window, position); InterruptedError between layers.
-  using Visit = std::function<void(std::size_t, int, const LayerTrace&)>;
-  void run(std::span<const TextWindow> windows, const Visit& visit) const;
+  /// Calls visit(window, layer, trace), layers from last to first. Every layer runs on all batches
+  /// before the next one does. Holds the input of every layer in `activations` and one layer's
+  /// graph. InputError on NaN or Inf (layer, side, window, position); InterruptedError between
+  /// layers.
+  using Visit = std::function<void(const TextWindow&, int, const LayerTrace&)>;
+  void run(std::span<const WindowBatch> batches, const Visit& visit) const;
+
+ private:
+  using Slots = std::vector<ActivationStore::Slot>;  // one per batch
+  at::Tensor take(ActivationStore::Slot slot) const;
+  std::vector<Slots> forward(std::span<const WindowBatch> batches) const;
+  at::Tensor head_gradient(WindowBatch batch, const at::Tensor& x) const;
 };
+
+/// What the head holds for a few rows of logits.
+std::int64_t head_bytes(const ModelConfig& config);
 
 }  // namespace kvplan::calib

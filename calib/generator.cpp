@@ -1,10 +1,8 @@
 #include "calib/generator.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 
 #include <algorithm>
-#include <optional>
 #include <string>
 
 #include "calib/stored_cache.h"
@@ -51,7 +49,7 @@ at::Tensor Generator::advance(std::span<const std::int32_t> tokens) {
   const AttentionOverride attend = [this](const at::Tensor& q, const LayerKv& kv) {
     return pages_ ? attend_pages(q, kv) : attend_fp16(q, kv);
   };
-  at::Tensor x = decoder_.embed(id_tensor(tokens));
+  at::Tensor x = decoder_.embed(id_tensor(tokens), position_);
   for (int l = 0; l < decoder_.config().num_layers; ++l)
     x = decoder_.layer(l, x, position_, store_as_fp16, attend);
   position_ += count;
@@ -63,11 +61,8 @@ at::Tensor Generator::attend_fp16(const at::Tensor& q, const LayerKv& kv) {
   const std::int64_t count = q.size(kTokenDim), end = position_ + count;
   cache.k.narrow(kTokenDim, position_, count).copy_(kv.k);
   cache.v.narrow(kTokenDim, position_, count).copy_(kv.v);
-  // A single token reads all; several are a prompt, which begins at 0.
-  return at::scaled_dot_product_attention(q, cache.k.narrow(kTokenDim, 0, end),
-                                          cache.v.narrow(kTokenDim, 0, end), {}, 0.0,
-                                          /*is_causal=*/count > 1, /*scale=*/std::nullopt,
-                                          /*enable_gqa=*/true);
+  return causal_attention(q, cache.k.narrow(kTokenDim, 0, end), cache.v.narrow(kTokenDim, 0, end),
+                          attention_rule(decoder_.config(), kv.layer), position_);
 }
 
 at::Tensor Generator::attend_pages(const at::Tensor& q, const LayerKv& kv) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "calib/dequantize.h"
@@ -14,26 +15,34 @@ namespace kvplan::calib {
 namespace {
 
 constexpr const char* kRopeFactors = "rope_freqs.weight";
+constexpr const char* kShortFactors = "rope_factors_short.weight";
+constexpr const char* kLongFactors = "rope_factors_long.weight";
 // Meta's values, the same in all Llama 3.x models; a GGUF file keeps only the factors that follow
 // from them.
 constexpr double kLlama3LowFreqFactor = 1, kLlama3HighFreqFactor = 4;
 constexpr std::int64_t kLlama3OriginalContext = 8192;
+constexpr double kDefaultBase = 10000;     // llama.cpp's, also of layers with a window
 constexpr double kFactorTolerance = 1e-4;  // relative; the file holds float32
 
-/// Typed look-ups of "{architecture}.{name}".
+/// Typed look-ups of "{architecture}.{name}". Whatever is looked up is known; finish() refuses the
+/// rest.
 class Keys {
  public:
   explicit Keys(const GgufFile& gguf)
       : gguf_(gguf), prefix_(gguf.string("general.architecture") + ".") {}
 
-  std::string full(std::string_view name) const { return std::string(prefix_).append(name); }
+  std::string full(std::string_view name) const {
+    known_.emplace(name);
+    return std::string(prefix_).append(name);
+  }
   bool has(std::string_view name) const { return gguf_.has(full(name)); }
 
   int size(std::string_view name, std::int64_t max) const {
     return checked(name, gguf_.integer(full(name)), max);
   }
-  int size_or(std::string_view name, std::int64_t otherwise, std::int64_t max) const {
-    return checked(name, gguf_.integer_or(full(name), otherwise), max);
+  int size_or(std::string_view name, std::int64_t otherwise, std::int64_t max,
+              std::int64_t least = 1) const {
+    return checked(name, gguf_.integer_or(full(name), otherwise), max, least);
   }
   double number(std::string_view name) const { return gguf_.number(full(name)); }
   double number_or(std::string_view name, double otherwise) const {
@@ -45,20 +54,33 @@ class Keys {
   bool boolean_or(std::string_view name, bool otherwise) const {
     return gguf_.boolean_or(full(name), otherwise);
   }
+  /// Refuses what nobody looked up: it may change the forward pass.
+  void finish() const {
+    for (const auto& [key, value] : gguf_.metadata()) {
+      if (!key.starts_with(prefix_)) continue;
+      const auto name = std::string_view(key).substr(prefix_.size());
+      if (!known_.contains(name) && !is_harmless_gguf_key(name))
+        fail(name, "kvplan does not know this key, which may change what the model computes");
+    }
+  }
+
   [[noreturn]] void fail(std::string_view name, const std::string& message) const {
     throw InputError(gguf_.file().path().string(), full(name), message);
   }
 
  private:
-  int checked(std::string_view name, std::int64_t value, std::int64_t max) const {
-    if (value < 1 || value > max) {
-      fail(name, "expected 1 to " + std::to_string(max) + ", found " + std::to_string(value));
+  int checked(std::string_view name, std::int64_t value, std::int64_t max,
+              std::int64_t least = 1) const {
+    if (value < least || value > max) {
+      fail(name, "expected " + std::to_string(least) + " to " + std::to_string(max) + ", found " +
+                     std::to_string(value));
     }
     return static_cast<int>(value);
   }
 
   const GgufFile& gguf_;
   std::string prefix_;
+  mutable std::set<std::string, std::less<>> known_;
 };
 
 void check_fixed(const Keys& keys, std::span<const GgufFixed> all) {
@@ -75,20 +97,75 @@ void check_fixed(const Keys& keys, std::span<const GgufFixed> all) {
   }
 }
 
-std::optional<RopeScaling> linear_scaling(const Keys& keys) {
-  const auto type = keys.string_or("rope.scaling.type", "linear");  // llama.cpp's default
-  if (type == "none") return std::nullopt;
-  if (type != "linear") {
-    keys.fail("rope.scaling.type", "the rotary scaling \"" + type +
-                                       "\" is not supported; supported are none and linear");
-  }
+double scaling_factor(const Keys& keys) {
   // rope.scale_linear is the older name.
   const double factor =
       keys.number_or("rope.scaling.factor", keys.number_or("rope.scale_linear", 0));
   if (!std::isfinite(factor) || factor < 0) {
     keys.fail("rope.scaling.factor", "expected a factor above 0, found " + std::to_string(factor));
   }
-  if (factor == 0 || factor == 1) return std::nullopt;
+  return factor == 0 ? 1 : factor;
+}
+
+/// As ggml_rope does it with ext_factor 1, which llama.cpp takes for this type.
+RopeScaling yarn_scaling(const Keys& keys, const ModelConfig& config) {
+  constexpr GgufFixed kFixed[] = {{"rope.scaling.yarn_ext_factor", 1.0},
+                                  {"rope.scaling.yarn_attn_factor", 1.0},
+                                  {"rope.scaling.yarn_log_multiplier", 0.0}};
+  check_fixed(keys, kFixed);
+  RopeScaling scaling{
+      .type = "yarn",
+      .factor = scaling_factor(keys),
+      .original_context = keys.size_or("rope.scaling.original_context_length",
+                                       static_cast<int>(config.max_context), kMaxContext)};
+  scaling.beta_fast = keys.number_or("rope.scaling.yarn_beta_fast", scaling.beta_fast);
+  scaling.beta_slow = keys.number_or("rope.scaling.yarn_beta_slow", scaling.beta_slow);
+  if (!(scaling.beta_slow > 0 && scaling.beta_fast >= scaling.beta_slow &&
+        std::isfinite(scaling.beta_fast)))
+    keys.fail("rope.scaling.yarn_beta_fast", "expected at least yarn_beta_slow, and that above 0");
+  if (scaling.factor > 1) scaling.attention_factor = 1 + 0.1 * std::log(scaling.factor);
+  return scaling;
+}
+
+std::vector<double> rotary_factors(StoredTensors& tensors, const char* name,
+                                   const ModelConfig& config, const std::string& file) {
+  const auto found = tensors.extract(name);
+  if (!found) throw InputError(file, name, "expected the rotary factors of longrope, found none");
+  const StoredTensor& tensor = found.mapped();
+  std::vector<float> factors(static_cast<std::size_t>(config.rotary_dim / 2));
+  if (tensor.shape != std::vector<std::int64_t>{config.rotary_dim / 2})
+    throw InputError(file, name, "expected " + std::to_string(factors.size()) + " rotary factors");
+  read_values(tensor, factors);
+  return {factors.begin(), factors.end()};
+}
+
+/// llama.cpp takes the factors of long sequences where the cache has room for more tokens than
+/// original_context_length; here, as in transformers, the length of the sequence decides.
+RopeScaling longrope_scaling(const Keys& keys, const ModelConfig& config, StoredTensors& tensors,
+                             const std::string& file) {
+  return {.type = "longrope",
+          .factor = scaling_factor(keys),
+          .original_context = keys.size("rope.scaling.original_context_length", kMaxContext),
+          .attention_factor = keys.number_or("rope.scaling.attn_factor", 1),
+          .short_factors = rotary_factors(tensors, kShortFactors, config, file),
+          .long_factors = rotary_factors(tensors, kLongFactors, config, file)};
+}
+
+std::optional<RopeScaling> read_scaling(const Keys& keys, const ModelConfig& config,
+                                        StoredTensors& tensors, const std::string& file) {
+  const auto type = keys.string_or("rope.scaling.type", "linear");  // llama.cpp's default
+  if (type == "longrope" || tensors.contains(kLongFactors))
+    return longrope_scaling(keys, config, tensors, file);
+  constexpr GgufFixed kFixed[] = {{"rope.scaling.attn_factor", 1.0}};
+  check_fixed(keys, kFixed);
+  if (type == "yarn") return yarn_scaling(keys, config);
+  if (type != "none" && type != "linear") {
+    keys.fail("rope.scaling.type",
+              "the rotary scaling \"" + type +
+                  "\" is not supported; supported are none, linear, yarn and longrope");
+  }
+  const double factor = scaling_factor(keys);
+  if (type == "none" || factor == 1) return std::nullopt;
   return RopeScaling{.type = "linear", .factor = factor};
 }
 
@@ -104,7 +181,7 @@ RopeScaling llama3_scaling(const Keys& keys, ModelConfig config, const StoredTen
   }
   if (config.rope.scaling) fail("found rotary factors beside rope.scaling; only one is supported");
   std::vector<float> factors(half);
-  dequantize(tensor.type, tensor.data, factors);
+  read_values(tensor, factors);
 
   config.rope.scaling.reset();
   const auto plain = rotary_frequencies(config);
@@ -165,20 +242,18 @@ void mark_interleaved(StoredTensors& tensors, const ModelConfig& config) {
   }
 }
 
-}  // namespace
+/// Rows of the gate, then of up, under a name that says so.
+void rename_fused_gates(StoredTensors& tensors, const ModelConfig& config) {
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    const std::string prefix = "blk." + std::to_string(layer) + ".";
+    auto fused = tensors.extract(prefix + "ffn_up.weight");
+    if (!fused) continue;
+    fused.key() = prefix + "ffn_gate_up.weight";
+    tensors.insert(std::move(fused));
+  }
+}
 
-StoredModel read_gguf_model(const std::filesystem::path& path) {
-  const auto gguf = std::make_shared<const GgufFile>(path);
-  const auto architecture = gguf->string("general.architecture");
-  const auto& family = find_family(architecture, path.string(), "general.architecture");
-  const Keys keys(*gguf);
-  check_fixed(keys, common_gguf_fixed());
-  check_fixed(keys, family.gguf_fixed);
-
-  StoredModel model{.path = path, .config = {}, .tensors = stored_tensors(gguf)};
-  auto& c = model.config;
-  c.architecture = architecture;
-  c.container = "gguf";
+void read_sizes(const Keys& keys, ModelConfig& c) {
   c.num_layers = keys.size("block_count", kMaxLayers);
   c.hidden_size = keys.size("embedding_length", kMaxWidth);
   c.intermediate_size = keys.size("feed_forward_length", kMaxWidth);
@@ -193,14 +268,71 @@ StoredModel read_gguf_model(const std::filesystem::path& path) {
   if (keys.size_or("attention.value_length", c.head_dim, kMaxWidth) != c.head_dim) {
     keys.fail("attention.value_length", "keys and values of different sizes are not supported");
   }
-  c.rotary_dim = keys.size_or("rope.dimension_count", c.head_dim, kMaxWidth);
-  c.norm_epsilon = keys.number("attention.layer_norm_rms_epsilon");
   c.max_context = keys.size("context_length", kMaxContext);
-  c.rope.base = keys.number_or("rope.freq_base", 10000);
-  c.rope.scaling = linear_scaling(keys);
-  if (const auto factors = model.tensors.extract(kRopeFactors)) {
+}
+
+void read_rope(const Keys& keys, const Family& family, StoredTensors& tensors,
+               const std::string& file, ModelConfig& c) {
+  if (c.rope.style == "none") return;
+  c.rotary_dim = keys.size_or("rope.dimension_count", c.head_dim, kMaxWidth);
+  if (family.gguf_interleaves_rotary && c.rotary_dim != c.head_dim)
+    keys.fail("rope.dimension_count",
+              "expected rotary embedding of all " + std::to_string(c.head_dim) +
+                  " channels of a head, found " + std::to_string(c.rotary_dim));
+  c.rope.base = keys.number_or("rope.freq_base", kDefaultBase);
+  if (c.local_rope) c.local_rope->base = keys.number_or("rope.freq_base_swa", kDefaultBase);
+  c.rope.scaling = read_scaling(keys, c, tensors, file);
+  if (const auto factors = tensors.extract(kRopeFactors))
     c.rope.scaling = llama3_scaling(keys, c, factors.mapped());
+}
+
+std::vector<int> read_windows(const Keys& keys, const Family& family, const ModelConfig& c) {
+  constexpr const char* kWindow = "attention.sliding_window";
+  if (family.window_rule != WindowRule::kAll && family.window_rule != WindowRule::kPeriodic) {
+    constexpr GgufFixed kFixed[] = {{kWindow, 0.0}};
+    check_fixed(keys, kFixed);
+    return {};
   }
+  return windows_by_rule(family.window_rule, c.num_layers,
+                         keys.size_or(kWindow, family.window_default, kMaxContext, /*least=*/0),
+                         keys.size_or("attention.sliding_window_pattern",
+                                      std::max(family.window_period, 1), kMaxLayers),
+                         0);
+}
+
+/// Scores and logits; what llama.cpp knows of a family by its name and number of layers.
+void read_scales(const Keys& keys, const Family& family, ModelConfig& c) {
+  if (c.attention_scale != 0) {
+    const bool wide = c.num_layers == family.gguf_wide_scale_layers;
+    c.attention_scale = 1 / std::sqrt(wide ? c.hidden_size / c.query_heads : c.head_dim);
+  }
+  if (family.scales_embedding) c.embedding_scale = std::sqrt(c.hidden_size);
+  if (family.soft_caps) {
+    c.attention_soft_cap = keys.number_or("attn_logit_softcapping", c.attention_soft_cap);
+    c.logit_soft_cap = keys.number_or("final_logit_softcapping", c.logit_soft_cap);
+  }
+}
+
+}  // namespace
+
+StoredModel read_gguf_model(const std::filesystem::path& path) {
+  const auto gguf = std::make_shared<const GgufFile>(path);
+  const auto& family = find_gguf_family(gguf->string("general.architecture"), path.string());
+  const Keys keys(*gguf);
+  check_fixed(keys, common_gguf_fixed());
+  check_fixed(keys, family.gguf_fixed);
+
+  StoredModel model{.path = path, .config = family.traits, .tensors = stored_tensors(gguf)};
+  auto& c = model.config;
+  c.architecture = family.name;
+  c.container = "gguf";
+  read_sizes(keys, c);
+  c.norm_epsilon = keys.number(c.norm == NormKind::kRms ? "attention.layer_norm_rms_epsilon"
+                                                        : "attention.layer_norm_epsilon");
+  read_rope(keys, family, model.tensors, path.string(), c);
+  c.windows = read_windows(keys, family, c);
+  read_scales(keys, family, c);
+  keys.finish();
 
   const auto embedding = model.tensors.find("token_embd.weight");
   if (embedding == model.tensors.end() || embedding->second.shape.size() != 2) {
@@ -210,10 +342,12 @@ StoredModel read_gguf_model(const std::filesystem::path& path) {
   }
   c.vocab_size = static_cast<int>(std::min(embedding->second.shape.front(), kMaxWidth));
   c.tied_embeddings = !model.tensors.contains("output.weight");
-  c.qkv_bias =
-      family.qkv_bias || (family.optional_bias && model.tensors.contains("blk.0.attn_k.bias"));
-  c.output_bias = family.optional_bias && model.tensors.contains("blk.0.attn_output.bias");
+  if (family.optional_bias) {
+    c.qkv_bias = c.qkv_bias || model.tensors.contains("blk.0.attn_k.bias");
+    c.output_bias = c.output_bias || model.tensors.contains("blk.0.attn_output.bias");
+  }
   if (family.gguf_interleaves_rotary) mark_interleaved(model.tensors, c);
+  if (family.gguf_fused_gate) rename_fused_gates(model.tensors, c);
   return model;
 }
 

@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
 #include <utility>
 
-#include "calib/dequantize.h"
 #include "calib/families.h"
 #include "calib/file_model.h"
 #include "schemas/error.h"
@@ -20,6 +18,29 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
   return text + "]";
 }
 
+void check_rope(const ModelConfig& c, const RopeSpec& rope, const std::string& file) {
+  const auto require = [&](bool holds, const std::string& message) {
+    if (!holds) throw InputError(file, "", message);
+  };
+  require(std::isfinite(rope.base) && rope.base > 1,
+          "the rotary base must be above 1, found " + std::to_string(rope.base));
+  if (!rope.scaling) return;
+  const RopeScaling& s = *rope.scaling;
+  require(s.type != "dynamic" || c.rotary_dim > 2,
+          "dynamic rotary scaling needs more than 2 rotary channels");
+  require(std::isfinite(s.attention_factor) && s.attention_factor > 0,
+          "the attention factor of the rotary scaling must be above 0, found " +
+              std::to_string(s.attention_factor));
+  for (const auto& factors : {s.short_factors, s.long_factors}) {
+    if (s.type != "longrope") break;
+    require(std::ssize(factors) == c.rotary_dim / 2 &&
+                std::ranges::all_of(factors, [](double f) { return std::isfinite(f) && f > 0; }),
+            "longrope needs " + std::to_string(c.rotary_dim / 2) +
+                " positive factors for short and for long sequences, found " +
+                std::to_string(factors.size()));
+  }
+}
+
 /// Relations between fields that both containers must keep.
 void check_config(const ModelConfig& c, const std::string& file) {
   const auto require = [&](bool holds, const std::string& message) {
@@ -29,15 +50,19 @@ void check_config(const ModelConfig& c, const std::string& file) {
           "the number of query heads, " + std::to_string(c.query_heads) +
               ", must be a multiple of the number of key/value heads, " +
               std::to_string(c.kv_heads));
-  require(c.head_dim % 2 == 0,
-          "rotary embedding needs an even head size, found " + std::to_string(c.head_dim));
-  require(c.rotary_dim == c.head_dim,
-          "expected rotary embedding of all " + std::to_string(c.head_dim) +
-              " channels of a head, found " + std::to_string(c.rotary_dim));
+  require(c.rotary_dim % 2 == 0 && c.rotary_dim <= c.head_dim,
+          "expected rotary embedding of an even number of channels, at most the " +
+              std::to_string(c.head_dim) + " of a head, found " + std::to_string(c.rotary_dim));
   require(std::isfinite(c.norm_epsilon) && c.norm_epsilon > 0,
           "the epsilon of the norms must be above 0, found " + std::to_string(c.norm_epsilon));
-  require(std::isfinite(c.rope.base) && c.rope.base > 1,
-          "the rotary base must be above 1, found " + std::to_string(c.rope.base));
+  for (const double cap : {c.attention_soft_cap, c.logit_soft_cap})
+    require(std::isfinite(cap) && cap >= 0,
+            "a soft cap must be above 0, found " + std::to_string(cap));
+  require(
+      std::isfinite(c.attention_scale) && c.attention_scale >= 0,
+      "the scale of attention scores must be above 0, found " + std::to_string(c.attention_scale));
+  check_rope(c, c.rope, file);
+  if (c.local_rope) check_rope(c, *c.local_rope, file);
 }
 
 void check_tensors(const StoredModel& model) {
@@ -45,8 +70,9 @@ void check_tensors(const StoredModel& model) {
   for (const auto& [name, shape] : expected) {
     const auto found = model.tensors.find(name);
     if (found == model.tensors.end()) {
+      const auto stored = model.stored_names.find(name);
       throw InputError(
-          model.path.string(), model.config.container == "hf" ? hf_tensor_name(name) : name,
+          model.path.string(), stored == model.stored_names.end() ? name : stored->second,
           "expected a tensor of shape " + shape_text(shape) + ", found none of this name");
     }
     if (found->second.shape != shape) {
@@ -67,11 +93,14 @@ ModelSpec make_spec(const StoredModel& model) {
   const auto& c = model.config;
   Sha256 hash;
   for (int layer = 0; layer < c.num_layers; ++layer) {
+    const void* fused = nullptr;  // goes in once
     for (const char* part : {"attn_k", "attn_v"}) {
       const auto& tensor =
           model.tensors.at("blk." + std::to_string(layer) + "." + part + ".weight");
-      hash.update(tensor.data);
-      tensor.file->drop_pages(tensor.data);
+      if (tensor.whole.data() == fused) continue;
+      fused = tensor.whole.data();
+      hash.update(tensor.whole);
+      tensor.file->drop_pages(tensor.whole);
     }
   }
   return {.architecture = c.architecture,
@@ -82,20 +111,16 @@ ModelSpec make_spec(const StoredModel& model) {
           .rotary_dim = c.rotary_dim,
           .rope = c.rope,
           .container = c.container,
-          .kv_weights_sha256 = hash.finish()};
-}
-
-/// Where a stored row goes: inside a head, rotary pair j is stored as rows 2j, 2j+1 and read as
-/// rows j, j + head_dim/2.
-std::size_t half_split_row(std::size_t row, std::size_t head_dim) {
-  const std::size_t head = row / head_dim, within = row % head_dim;
-  return head * head_dim + within % 2 * (head_dim / 2) + within / 2;
+          .kv_weights_sha256 = hash.finish(),
+          .windows = c.windows,
+          .local_rope = c.local_rope};
 }
 
 class FileModel final : public ModelReader {
  public:
   explicit FileModel(StoredModel model) : model_(std::move(model)) {
     check_config(model_.config, model_.path.string());
+    split_fused_tensors(model_);
     check_tensors(model_);
     spec_ = make_spec(model_);
   }
@@ -108,29 +133,13 @@ class FileModel final : public ModelReader {
 
   void read(std::string_view name, std::span<float> out) const override {
     const auto& tensor = at(name);
-    // Vectors are one row, except where rows move: then each element is a row.
-    const bool one_row = tensor.shape.size() == 1 && tensor.interleaved_heads == 0;
-    const auto rows = one_row ? 1 : static_cast<std::size_t>(tensor.shape.front());
     std::size_t elements = 1;
     for (const auto n : tensor.shape) elements *= static_cast<std::size_t>(n);
     if (out.size() != elements) {
       throw ArgumentError("tensor " + std::string(name) + " has " + std::to_string(elements) +
                           " elements, the buffer " + std::to_string(out.size()));
     }
-    const std::size_t columns = elements / rows, row_bytes = tensor.data.size() / rows;
-    const std::size_t head_dim =
-        tensor.interleaved_heads ? rows / static_cast<std::size_t>(tensor.interleaved_heads) : 0;
-    for (std::size_t row = 0; row < rows; ++row) {
-      const auto to =
-          out.subspan((head_dim ? half_split_row(row, head_dim) : row) * columns, columns);
-      dequantize(tensor.type, tensor.data.subspan(row * row_bytes, row_bytes), to);
-      if (const auto bad = first_non_finite(to); bad < columns) {
-        throw InputError(tensor.file->path().string(), tensor.stored_name,
-                         "expected finite weights, found " + std::to_string(to[bad]) +
-                             " at element " + std::to_string(row * columns + bad) + " of " +
-                             shape_text(tensor.shape));
-      }
-    }
+    read_values(tensor, out);
     tensor.file->drop_pages(tensor.data);
   }
 
@@ -147,18 +156,6 @@ class FileModel final : public ModelReader {
   ModelSpec spec_;
 };
 
-/// Llama 3.1's scaling: long wavelengths divided by `factor`, short ones kept, a linear blend
-/// between. Source: Hugging Face transformers, modeling_rope_utils.py, _compute_llama3_parameters.
-double llama3_frequency(double frequency, const RopeScaling& s) {
-  const double wavelength = 2 * std::numbers::pi / frequency;
-  const auto context = static_cast<double>(s.original_context);
-  if (wavelength < context / s.high_freq_factor) return frequency;
-  if (wavelength > context / s.low_freq_factor) return frequency / s.factor;
-  const double smooth =
-      (context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
-  return (1 - smooth) * frequency / s.factor + smooth * frequency;
-}
-
 }  // namespace
 
 void refuse_tensor(const MappedFile& file, const std::string& stored_name,
@@ -172,25 +169,6 @@ void refuse_tensor(const MappedFile& file, const std::string& stored_name,
 std::unique_ptr<ModelReader> open_model(const std::filesystem::path& path) {
   return std::make_unique<FileModel>(std::filesystem::is_directory(path) ? read_hf_model(path)
                                                                          : read_gguf_model(path));
-}
-
-std::vector<double> rotary_frequencies(const ModelConfig& config) {
-  std::vector<double> frequencies(static_cast<std::size_t>(config.rotary_dim / 2));
-  for (std::size_t j = 0; j < frequencies.size(); ++j) {
-    const double exponent = 2 * static_cast<double>(j) / config.rotary_dim;
-    const double plain = 1 / std::pow(config.rope.base, exponent);
-    const auto& scaling = config.rope.scaling;
-    if (!scaling) {
-      frequencies[j] = plain;
-    } else if (scaling->type == "linear") {
-      frequencies[j] = plain / scaling->factor;
-    } else if (scaling->type == "llama3") {
-      frequencies[j] = llama3_frequency(plain, *scaling);
-    } else {
-      throw InternalError("unknown rotary scaling " + scaling->type);
-    }
-  }
-  return frequencies;
 }
 
 const char* weight_type_name(WeightType type) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,25 +15,54 @@
 
 namespace kvplan::calib {
 
+enum class NormKind { kRms, kLayer };  // kLayer has biases
+enum class Activation { kSilu, kGelu, kGeluTanh };
+
 /// What the forward pass needs to know; a family is a set of these values (calib/families.cpp), not
 /// code of its own.
 struct ModelConfig {
-  std::string architecture;  // "llama", "qwen2"
+  std::string architecture = {};  // name of the family: "llama", "gemma2"
   int num_layers = 0, hidden_size = 0, intermediate_size = 0, vocab_size = 0;
-  int query_heads = 0, kv_heads = 0, head_dim = 0, rotary_dim = 0;
-  RopeSpec rope;
+  int query_heads = 0, kv_heads = 0, head_dim = 0;
+  int rotary_dim = 0;  // first channels of a head that turn; 0: no rotary embedding
+  RopeSpec rope = {};
+  std::optional<RopeSpec> local_rope = {};  // of the layers with a window; none: `rope`
+  std::vector<int> windows = {};            // as in ModelSpec
+  double attention_scale = 0;               // of the scores; 0: 1 / sqrt(head_dim)
+  double attention_soft_cap = 0;            // scores become cap * tanh(score / cap); 0: none
+  double logit_soft_cap = 0;                // the same of the logits
+  double embedding_scale = 1;
+  NormKind norm = NormKind::kRms;
   double norm_epsilon = 1e-5;
-  bool tied_embeddings = false;  // no output.weight
-  bool qkv_bias = false;         // attn_{q,k,v}.bias present
-  bool output_bias = false;      // attn_output.bias present
+  Activation activation = Activation::kSilu;
+  bool gated = true;               // down(act(gate x) * up x), else down(act(up x))
+  bool parallel_block = false;     // attention and feed-forward read the same norm, no ffn_norm
+  bool post_norms = false;         // post_attention_norm, post_ffw_norm: of what a block adds
+  bool head_norms = false;         // attn_q_norm, attn_k_norm: of each head, before rotary
+  bool learned_positions = false;  // position_embd, added to the embedding
+  bool tied_embeddings = false;    // no output.weight
+  bool qkv_bias = false;           // attn_{q,k,v}.bias present
+  bool output_bias = false;        // attn_output.bias present
+  bool ffn_bias = false;           // ffn_{up,down}.bias (and gate) present
+  bool head_bias = false;          // output.bias present
   std::int64_t max_context = 0;
-  std::string container;  // "gguf" | "hf"
+  std::string container = {};  // "gguf" | "hf"
+
+  /// Positions that a query of the layer reads, its own included; 0: all.
+  int window(int layer) const {
+    return windows.empty() ? 0 : windows.at(static_cast<std::size_t>(layer));
+  }
+  const RopeSpec& layer_rope(int layer) const {
+    return local_rope && window(layer) > 0 ? *local_rope : rope;
+  }
 };
 
-/// Tensor names are GGUF's for both containers: token_embd.weight, output_norm.weight,
-/// output.weight, blk.{l}.attn_norm.weight, blk.{l}.attn_{q,k,v}.{weight,bias},
-/// blk.{l}.attn_output.weight, blk.{l}.ffn_norm.weight, blk.{l}.ffn_{gate,up,down}.weight. Rotary
-/// pairs are always half-split (llama GGUF's interleaving of q and k is undone on read).
+/// Tensor names are GGUF's for both containers: token_embd.weight, position_embd.weight,
+/// output_norm.weight, output.weight, blk.{l}.attn_norm.weight, blk.{l}.attn_{q,k,v}.{weight,bias},
+/// blk.{l}.attn_output.weight, blk.{l}.ffn_norm.weight, blk.{l}.ffn_{gate,up,down}.weight and so on
+/// (calib/families.h lists them). The parts of a fused tensor have names of their own. Rotary pairs
+/// are always half-split (llama GGUF's interleaving of q and k is undone on read), norm weights are
+/// what multiplies (the 1 that Gemma's files leave out is added).
 class ModelReader {
  public:
   virtual ~ModelReader() = default;
@@ -48,23 +78,38 @@ class ModelReader {
   virtual std::filesystem::path path() const = 0;
 };
 
-/// How the matrices of the layers are held in memory. Arithmetic is float32 in any case: the half
-/// types halve the memory and round weights that need more bits (a bf16 checkpoint does not), and
-/// cost a conversion at each use.
+/// How the matrices of the layers are held in memory. The half types halve the memory and round
+/// weights that need more bits (a bf16 checkpoint does not). On the CPU arithmetic is float32 in
+/// any case, at the price of a conversion at each use; a GPU multiplies half matrices in their
+/// type, sums in float32, and does all else in float32.
 enum class WeightType { kFloat32, kBFloat16, kFloat16 };
 
 /// "fp32", "bf16" or "fp16", as on the command line.
 const char* weight_type_name(WeightType type);
 
 /// Where the forward pass runs.
-enum class Device { kCpu, kCuda };
+struct Device {
+  int gpu = -1;  // CUDA ordinal; -1: the CPU
+  bool is_cpu() const { return gpu < 0; }
+  friend bool operator==(const Device&, const Device&) = default;
+  static const Device kCpu, kCuda;  // kCuda: the first GPU
+};
+inline constexpr Device Device::kCpu{-1};
+inline constexpr Device Device::kCuda{0};
 
 /// Opens a .gguf file or a folder with config.json. All shapes are checked against the
 /// configuration before this returns. InputError: missing or truncated file, unsupported
 /// architecture, tensor type or feature (by name), wrong shape.
 std::unique_ptr<ModelReader> open_model(const std::filesystem::path& path);
 
-/// Rotary frequencies theta_j, scaling applied, [rotary_dim/2].
-std::vector<double> rotary_frequencies(const ModelConfig& config);
+/// Rotary frequencies theta_j of a layer in a sequence of `sequence` tokens, scaling applied,
+/// [rotary_dim/2]. The length matters to "dynamic" and "longrope" alone, as in transformers: beyond
+/// original_context the frequencies of all positions change.
+std::vector<double> rotary_frequencies(const ModelConfig& config, int layer = 0,
+                                       std::int64_t sequence = 0);
+
+/// What multiplies the rotary channels of queries and keys (YaRN, LongRoPE); 1 without scaling. It
+/// counts as part of the vectors before rotary, so that rotary is a rotation: k = R_t k_pre.
+double rotary_attention_factor(const RopeSpec& rope);
 
 }  // namespace kvplan::calib

@@ -3,13 +3,20 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
+#include <functional>
+#include <list>
+#include <span>
 #include <sstream>
 #include <utility>
 
+#include "calib/activation_store.h"
 #include "calib/checkpoint.h"
+#include "calib/device_threads.h"
 #include "calib/fisher_pass.h"
+#include "calib/memory_plan.h"
 #include "calib/window_statistics.h"
 #include "quant/moments.h"
 #include "schemas/atomic_file.h"
@@ -29,6 +36,7 @@ void check_arguments(const std::vector<TextWindow>& windows, const ProfileOption
   require(!windows.empty(),
           "expected at least one calibration window, found none; give more text or a larger part "
           "of it");
+  require(!options.devices.empty(), "expected at least one device, found none");
   require(options.batch >= 1, "batch must be at least 1, found " + std::to_string(options.batch));
   require(options.sink_tokens >= 0,
           "sinks must not be negative, found " + std::to_string(options.sink_tokens));
@@ -50,7 +58,7 @@ void check_arguments(const std::vector<TextWindow>& windows, const ProfileOption
   }
 }
 
-std::string text_sha256(const std::vector<TextWindow>& windows,
+std::string text_sha256(std::span<const TextWindow> windows,
                         const std::vector<ProfileSource>& sources) {
   std::ostringstream text;
   text.precision(17);
@@ -66,7 +74,7 @@ std::string text_sha256(const std::vector<TextWindow>& windows,
   return sha256(text.str());
 }
 
-RunKey run_key(const ModelReader& model, const std::vector<TextWindow>& windows,
+RunKey run_key(const ModelReader& model, std::span<const TextWindow> windows,
                const std::vector<ProfileSource>& sources, const ProfileOptions& options) {
   return {{"model", model.spec().kv_weights_sha256},
           {"text", text_sha256(windows, sources)},
@@ -99,7 +107,7 @@ double weight_mse(const ModelReader& model, int layer) {
 }
 
 /// The profile with everything but its sums; coherent rows sized and zero.
-Profile blank_profile(const ModelReader& model, const std::vector<TextWindow>& windows,
+Profile blank_profile(const ModelReader& model, std::span<const TextWindow> windows,
                       const std::vector<ProfileSource>& sources, const ProfileOptions& options) {
   const ModelConfig& config = model.config();
   Profile profile;
@@ -122,7 +130,7 @@ Profile blank_profile(const ModelReader& model, const std::vector<TextWindow>& w
   profile.layers = empty_sums(config);
   for (int l = 0; l < config.num_layers; ++l) {
     LayerProfile& layer = profile.layers[static_cast<std::size_t>(l)];
-    layer.inv_freq = rotary_frequencies(config);
+    layer.inv_freq = rotary_frequencies(config, l, options.window);
     layer.weight_mse = weight_mse(model, l);
     layer.k.cross = layer.v.cross = Array<float>({rows, heads, d, d});
     layer.k.phase = Array<float>({rows, heads, d, config.rotary_dim + 1});
@@ -131,49 +139,162 @@ Profile blank_profile(const ModelReader& model, const std::vector<TextWindow>& w
   return profile;
 }
 
-/// Profiles windows begin .. begin + count - 1 of the run.
-void profile_batch(const FisherPass& pass, std::span<const TextWindow> windows, std::size_t begin,
-                   std::size_t count, WindowTree& tree, Profile& profile) {
-  const std::span<const TextWindow> batch = windows.subspan(begin, count);
-  const auto coherent = static_cast<std::size_t>(profile.coherent_windows);
-  std::vector<WindowSums> sums(count, WindowSums(profile.layers.size()));
-  pass.run(batch, [&](std::size_t i, int layer, const LayerTrace& trace) {
-    const auto l = static_cast<std::size_t>(layer);
-    sums[i][l] = layer_sums(pass.decoder, trace, profile.sink_tokens);
-    if (begin + i < coherent)
-      store_coherent(pass.decoder, trace, profile.sink_tokens, begin + i, profile.layers[l]);
-  });
-  for (std::size_t i = 0; i < count; ++i) tree.add(batch[i].index, std::move(sums[i]));
+/// One pass over some batches on one device.
+class DeviceProfiler {
+ public:
+  DeviceProfiler(const ModelReader& model, const ProfileOptions& options, Device device,
+                 const MemoryPlan& plan, const fs::path& folder, const RunControl& control)
+      : decoder_(model, options.weights, device,
+                 plan.stream ? Residency::kStream : Residency::kAll),
+        activations_(plan.memory_bytes, folder),
+        pass_{decoder_, model.path().string(), options.seed, control, activations_} {}
+
+  /// Sums and coherent rows of `batches`, which lie in `windows`: sums[i] and, where there is one,
+  /// row first_row + i of `profile` belong to windows[i].
+  void run(std::span<const WindowBatch> batches, std::span<const TextWindow> windows,
+           std::size_t first_row, std::vector<WindowSums>& sums, Profile& profile) {
+    const auto coherent = static_cast<std::size_t>(profile.coherent_windows);
+    pass_.run(batches, [&](const TextWindow& window, int layer, const LayerTrace& trace) {
+      const auto i = static_cast<std::size_t>(&window - windows.data());
+      const auto l = static_cast<std::size_t>(layer);
+      sums[i][l] = layer_sums(decoder_, layer, trace, profile.sink_tokens);
+      if (first_row + i < coherent)
+        store_coherent(decoder_, layer, trace, profile.sink_tokens, first_row + i,
+                       profile.layers[l]);
+    });
+  }
+
+ private:
+  Decoder decoder_;
+  ActivationStore activations_;
+  FisherPass pass_;
+};
+
+Workload profile_workload(const ModelReader& model, const ProfileOptions& options,
+                          const Profile& profile) {
+  const ModelConfig& config = model.config();
+  const std::int64_t tokens = std::int64_t{options.batch} * options.window,
+                     windows = std::ssize(profile.windows);
+  const std::int64_t activation = tokens * config.hidden_size * std::int64_t{sizeof(float)};
+  std::int64_t sums = 0, rows = 0;  // of a window, of the coherent windows
+  for (const LayerProfile& layer : profile.layers) {
+    for_each_sum(
+        layer, layer,
+        [&](const auto& x, const auto&) {
+          sums += std::ssize(x.data) * std::int64_t{sizeof(double)};
+        },
+        [&](const auto& x, const auto&) {
+          sums += std::ssize(x.data) * std::int64_t{sizeof(float)};
+        });
+    for (const Side side : kSides)
+      rows += (std::ssize(layer.side(side).cross.data) + std::ssize(layer.side(side).phase.data)) *
+              std::int64_t{sizeof(float)};
+  }
+  const std::int64_t nodes = std::bit_width(static_cast<std::uint64_t>(windows)) + 1;
+  return {.units = (windows + options.batch - 1) / options.batch,
+          // A checkpoint holds a second copy of the nodes for a moment.
+          .fixed_bytes = kProcessBytes + rows + 2 * nodes * sums +
+                         layer_bytes(config, tokens, /*gradients=*/true) + head_bytes(config),
+          .unit_bytes = options.batch * sums + 2 * activation,
+          .boundary_bytes = (config.num_layers + 1) * activation};
 }
 
-/// Adds the sums of the windows from `done` on to `tree`, saving as it goes.
-void profile_windows(const ModelReader& model, std::span<const TextWindow> windows,
-                     const ProfileOptions& options, const RunControl& control, std::size_t done,
+/// The part of a run that falls to this process.
+struct Part {
+  std::span<const TextWindow> windows;
+  std::size_t done = 0;
+};
+
+/// Profiles the windows of `part` from part.done on into `tree` and `profile`, saving as it goes.
+void profile_windows(const ModelReader& model, Part& part, const ProfileOptions& options,
+                     const fs::path& folder, const RunControl& control,
                      ProfileCheckpoint& checkpoint, WindowTree& tree, Profile& profile) {
   using Clock = std::chrono::steady_clock;
-  const Decoder decoder(model, options.weights);
-  const FisherPass pass{decoder, model.path().string(), options.seed, control};
-  const auto total = static_cast<std::int64_t>(windows.size());
+  const auto batch = static_cast<std::size_t>(options.batch);
+  const std::size_t total = part.windows.size();
+  const MemoryPlan plan = plan_memory(options.memory_bytes, weight_bytes(model, options.weights),
+                                      profile_workload(model, options, profile));
+  std::list<DeviceProfiler> devices;
+  for (const Device device : options.devices)
+    devices.emplace_back(model, options, device, plan, folder, control);
+  const std::size_t step = batch * static_cast<std::size_t>(plan.units) * devices.size();
+
+  const auto report = [&] {
+    control.report({"profile", static_cast<std::int64_t>(part.done),
+                    static_cast<std::int64_t>(total), "windows"});
+  };
+  const auto save = [&] { checkpoint.save(part.done, tree, profile); };
+  report();
   auto last_save = Clock::now();
-  try {
-    while (done < windows.size()) {
-      const std::size_t count =
-          std::min(static_cast<std::size_t>(options.batch), windows.size() - done);
-      profile_batch(pass, windows, done, count, tree, profile);
-      done += count;
-      control.report({"profile", static_cast<std::int64_t>(done), total, "windows"});
-      if (Clock::now() - last_save >= std::chrono::seconds(options.checkpoint_seconds)) {
-        checkpoint.save(done, tree, profile);
-        last_save = Clock::now();
-      }
+  const auto next_group = [&] {
+    if (part.done == total) return false;
+    const auto group = part.windows.subspan(part.done, std::min(step, total - part.done));
+    std::vector<WindowSums> sums(group.size(), WindowSums(profile.layers.size()));
+    std::vector<std::vector<WindowBatch>> batches(devices.size());
+    for (std::size_t begin = 0; begin < group.size(); begin += batch)
+      batches[begin / batch % devices.size()].push_back(
+          group.subspan(begin, std::min(batch, group.size() - begin)));
+    auto device = devices.begin();
+    std::vector<std::function<void()>> work;
+    for (const auto& share : batches) {
+      work.emplace_back([&, device] { device->run(share, group, part.done, sums, profile); });
+      ++device;
     }
+    run_together(work);
+    for (std::size_t i = 0; i < group.size(); ++i) tree.add(group[i].index, std::move(sums[i]));
+    part.done += group.size();
+    report();
+    if (Clock::now() - last_save >= std::chrono::seconds(options.checkpoint_seconds)) {
+      save();
+      last_save = Clock::now();
+    }
+    return part.done < total;
+  };
+  try {
+    in_lockstep(options.peers, next_group);
   } catch (const InterruptedError& interrupted) {
-    checkpoint.save(done, tree, profile);
+    save();
     throw InterruptedError(interrupted.signal(),
-                           "profile: stopped after " + std::to_string(done) + " of " +
+                           "profile: stopped after " + std::to_string(part.done) + " of " +
                                std::to_string(total) +
                                " windows; the same command continues from here");
+  } catch (const EnvironmentError&) {  // a peer is gone
+    if (options.peers) save();
+    throw;
   }
+}
+
+/// Puts the sums into `profile`.
+void finish(Profile& profile, WindowSums total) {
+  for (std::size_t l = 0; l < total.size(); ++l) {
+    for_each_sum(
+        profile.layers[l], total[l], [](auto& out, auto& sum) { out = std::move(sum); },
+        [](auto& out, auto& maximum) { out = std::move(maximum); });
+  }
+  profile.summary = quant::summarise(profile);
+}
+
+std::string part_name(const Peers& peers) {
+  return "rank-" + std::to_string(peers.rank()) + "-of-" + std::to_string(peers.size());
+}
+
+/// Where this process keeps its state. InputError when the run was begun by another number of
+/// processes.
+fs::path checkpoint_folder(const fs::path& folder, const Peers* peers) {
+  const fs::path root = folder / "checkpoint";
+  const std::string suffix = peers ? "-of-" + std::to_string(peers->size()) : "";
+  if (fs::is_directory(root))
+    for (const auto& entry : fs::directory_iterator(root)) {
+      const std::string name = entry.path().filename().string();
+      if (peers ? !name.ends_with(suffix) : name.starts_with("rank-"))
+        throw InputError(
+            entry.path().string(), "",
+            std::string("expected a checkpoint of ") +
+                (peers ? std::to_string(peers->size()) + " processes" : "one process") +
+                ", found one of another number; start as many as before, or anew with "
+                "--force");
+    }
+  return peers ? root / part_name(*peers) : root;
 }
 
 }  // namespace
@@ -182,7 +303,10 @@ Profile run_profile(const ModelReader& model, const std::vector<TextWindow>& win
                     const std::vector<ProfileSource>& sources, const ProfileOptions& options,
                     const fs::path& folder, const RunControl& control) {
   check_arguments(windows, options);
-  const FolderLock lock(folder);
+  Peers* const peers = options.peers;
+  const bool first = !peers || peers->rank() == 0;
+  const fs::path checkpoint_at = checkpoint_folder(folder, peers);
+  const FolderLock lock(first ? folder : checkpoint_at);
   if (fs::exists(folder / "profile.json")) {
     throw EnvironmentError(
         folder.string(),
@@ -190,23 +314,43 @@ Profile run_profile(const ModelReader& model, const std::vector<TextWindow>& win
   }
   if (options.threads > 0) at::set_num_threads(options.threads);
 
-  Profile profile = blank_profile(model, windows, sources, options);
-  ProfileCheckpoint checkpoint(folder / "checkpoint", run_key(model, windows, sources, options));
-  WindowTree tree;
-  const std::size_t done = checkpoint.load(empty_sums(model.config()), tree, profile);
-  control.report({"profile", static_cast<std::int64_t>(done),
-                  static_cast<std::int64_t>(windows.size()), "windows"});
-  profile_windows(model, windows, options, control, done, checkpoint, tree, profile);
+  const int rank = peers ? peers->rank() : 0, size = peers ? peers->size() : 1;
+  const auto share = [&](int of_rank) {
+    return share_of(of_rank, size, windows.size(), static_cast<std::size_t>(options.batch));
+  };
+  const auto coherent = static_cast<std::size_t>(options.coherent_windows);
+  const auto [begin, end] = share(rank);
+  Part part{std::span(windows).subspan(begin, end - begin)};
+  ProfileOptions own = options;
+  own.coherent_windows = static_cast<int>(coherent - std::min(coherent, begin));
+  // Rank 0 has the first windows: its profile has room for the rows of all others behind its own.
+  Profile profile = blank_profile(model, first ? std::span(windows) : part.windows, sources, own);
+  const WindowSums zero = empty_sums(model.config());
+  ProfileCheckpoint checkpoint(checkpoint_at, run_key(model, part.windows, sources, own));
+  WindowTree tree(begin == 0 ? WindowTree::kNone : windows[begin - 1].index,
+                  end == windows.size() ? WindowTree::kNone : windows[end].index);
+  part.done = checkpoint.load(zero, tree, profile);
+  profile_windows(model, part, options, folder, control, checkpoint, tree, profile);
 
-  WindowSums total = std::move(tree).total();
-  for (std::size_t l = 0; l < total.size(); ++l) {
-    for_each_sum(
-        profile.layers[l], total[l], [](auto& out, auto& sum) { out = std::move(sum); },
-        [](auto& out, auto& maximum) { out = std::move(maximum); });
-  }
-  profile.summary = quant::summarise(profile);
-  write_profile(profile, folder);
+  in_lockstep(peers, [&] {
+    if (!first) {
+      const auto rows =
+          std::min(part.windows.size(), static_cast<std::size_t>(own.coherent_windows));
+      peers->send_to_first(pack_part(tree, profile, rows));
+      return false;
+    }
+    WindowTree whole;
+    for (const WindowTree::Node& node : tree.nodes()) whole.add(node.index, node.sums);
+    for (int other = 1; other < size; ++other)
+      unpack_part(peers->receive_from(other), zero, std::min(coherent, share(other).first), whole,
+                  profile);
+    finish(profile, std::move(whole).total());
+    write_profile(profile, folder);
+    return false;
+  });
   checkpoint.remove();
+  std::error_code not_empty;
+  if (peers) fs::remove(folder / "checkpoint", not_empty);
   return profile;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "calib/model.h"
+#include "calib/peers.h"
 #include "calib/text.h"
 #include "schemas/profile.h"
 #include "schemas/run_control.h"
@@ -21,16 +22,23 @@ struct ProfileOptions {
   std::uint64_t seed = 0;  // of the sampled labels
   int threads = 0;         // 0: all cores
   WeightType weights = WeightType::kFloat32;
+  std::vector<Device> devices = {Device::kCpu};  // several share the windows
+  std::int64_t memory_bytes = 0;                 // of the process, or of each GPU; 0: no limit
+  Peers* peers = nullptr;                        // the other processes of this run; null: none
   int checkpoint_seconds = 30;
   std::string program;  // kvplan version, written into the profile
 };
 
 /// Profiles `windows` and writes the finished profile into `folder`; partial state lives in
 /// folder/checkpoint and a run with the same inputs and options continues from it (same bytes as an
-/// uninterrupted run). `sources` describes the texts. InterruptedError after saving when
-/// control.stopping(); EnvironmentError: folder locked by another run or not writable; InputError:
-/// checkpoint of other inputs (says which option differs), NaN or Inf in activations (layer, side,
-/// position).
+/// uninterrupted run). `sources` describes the texts. With a limit of memory, weights that do not
+/// fit are read from the file again and again, each time for as many windows as fit: same bytes.
+/// With peers each process takes part of the windows, and rank 0 alone writes and returns the
+/// profile: the bytes of one process with the same batch and threads, as with several devices.
+/// InterruptedError after saving when control.stopping(); EnvironmentError: folder locked by
+/// another run or not writable, a peer lost (state saved); MemoryError: names the smallest limit
+/// that works; InputError: checkpoint of other inputs (says which option differs), NaN or Inf in
+/// activations (layer, side, position).
 Profile run_profile(const ModelReader& model, const std::vector<TextWindow>& windows,
                     const std::vector<ProfileSource>& sources, const ProfileOptions& options,
                     const std::filesystem::path& folder, const RunControl& control);

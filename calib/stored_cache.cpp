@@ -105,19 +105,32 @@ at::Tensor StoredCache::read_back(int layer, Side side, const at::Tensor& x,
   return read.transpose(0, 1).unsqueeze(0).to(x.device());
 }
 
+AttentionPath StoredCache::worst() const {
+  return {.hook =
+              [this](LayerKv& kv) {
+                kv.k = read_back(kv.layer, Side::kKey, kv.k);
+                kv.v = read_back(kv.layer, Side::kValue, kv.v);
+              },
+          .attention = {}};
+}
+
+AttentionPath StoredCache::decode(const ModelConfig& config) const {
+  return {.hook = store_as_fp16,
+          .attention = [this, &config](const at::Tensor& q, const LayerKv& kv) {
+            const CachedKv packed{read_back(kv.layer, Side::kKey, kv.k),
+                                  read_back(kv.layer, Side::kValue, kv.v)};
+            return decode_attention(q, {kv.k, kv.v}, packed, sink_tokens_, page_tokens_,
+                                    attention_rule(config, kv.layer));
+          }};
+}
+
 at::Tensor StoredCache::hidden_worst(const Decoder& decoder, const at::Tensor& ids) const {
-  return decoder.hidden(ids, [this](LayerKv& kv) {
-    kv.k = read_back(kv.layer, Side::kKey, kv.k);
-    kv.v = read_back(kv.layer, Side::kValue, kv.v);
-  });
+  return decoder.hidden(ids, worst().hook);
 }
 
 at::Tensor StoredCache::hidden_decode(const Decoder& decoder, const at::Tensor& ids) const {
-  return decoder.hidden(ids, store_as_fp16, [this](const at::Tensor& q, const LayerKv& kv) {
-    const CachedKv packed{read_back(kv.layer, Side::kKey, kv.k),
-                          read_back(kv.layer, Side::kValue, kv.v)};
-    return decode_attention(q, {kv.k, kv.v}, packed, sink_tokens_, page_tokens_);
-  });
+  const AttentionPath path = decode(decoder.config());
+  return decoder.hidden(ids, path.hook, path.attention);
 }
 
 }  // namespace kvplan::calib

@@ -23,6 +23,12 @@ void store_as_fp16(LayerKv& kv);
 /// `config`.
 void require_geometry(const ModelSpec& plan_model, const ModelConfig& config);
 
+/// How one pass through a decoder treats keys and values.
+struct AttentionPath {
+  KvHook hook;
+  AttentionOverride attention;  // null: causal attention
+};
+
 /// The codecs of a plan, made once.
 class StoredCache {
  public:
@@ -36,6 +42,10 @@ class StoredCache {
   /// shares scales over tokens wants first_position at the begin of a page, or 0.
   at::Tensor read_back(int layer, Side side, const at::Tensor& x,
                        std::int64_t first_position = 0) const;
+  /// What a decoder needs to store and attend as in a mode; `config` of the decoder and this
+  /// cache must outlive it.
+  AttentionPath worst() const;
+  AttentionPath decode(const ModelConfig& config) const;
   /// Hidden states [1, tokens, hidden] after the final norm with every vector behind the sinks
   /// quantised as produced.
   at::Tensor hidden_worst(const Decoder& decoder, const at::Tensor& ids) const;

@@ -19,7 +19,7 @@ at::Tensor id_tensor(std::span<const std::int32_t> tokens) {
 
 TaskModel::TaskModel(const ModelReader& model, const std::vector<Candidate>& candidates,
                      const EvaluateOptions& options)
-    : path_(model.path().string()), decoder_(model, options.weights, options.device) {
+    : path_(model.path().string()), decoder_(model, options.weights, options.devices.front()) {
   if (options.threads > 0) at::set_num_threads(options.threads);
   std::vector<TaskPass> stored;
   for (const Candidate& candidate : candidates) {

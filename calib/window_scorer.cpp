@@ -30,51 +30,112 @@ void append(TokenScores& scores, const at::Tensor& row) {
 
 ScoredRange scored_range(int window) { return {window / 4, window - 1 - window / 4}; }
 
+std::int64_t logits_bytes() {
+  constexpr std::int64_t kTables = 5;  // of reference and candidate, with their logarithms
+  return kTables * kLogitsPerChunk * std::int64_t{sizeof(float)};
+}
+
 WindowScorer::WindowScorer(const ModelReader& model, const std::vector<Pass>& passes,
-                           const EvaluateOptions& options)
+                           const EvaluateOptions& options, Device device, const MemoryPlan& plan)
     : path_(model.path().string()),
-      decoder_(model, options.weights, options.device),
+      decoder_(model, options.weights, device, plan.stream ? Residency::kStream : Residency::kAll),
       passes_(passes),
       range_(scored_range(options.window)),
       chunk_rows_(
-          std::clamp<std::int64_t>(kLogitsPerChunk / model.config().vocab_size, 1, range_.count)) {}
+          std::clamp<std::int64_t>(kLogitsPerChunk / model.config().vocab_size, 1, range_.count)),
+      stream_(plan.stream),
+      activations_(plan.memory_bytes, options.spill_folder) {}
+
+at::Tensor WindowScorer::take(Slot slot) {
+  at::Tensor x = activations_.get(slot);
+  activations_.drop(slot);
+  return x;
+}
+
+/// The reference of all windows, then pass by pass.
+std::vector<WindowScorer::Lane> WindowScorer::make_lanes(std::size_t windows) const {
+  std::vector<Lane> lanes;
+  for (std::size_t w = 0; w < windows; ++w)
+    lanes.push_back({.window = w, .pass = nullptr, .path = {store_as_fp16, {}}});
+  for (const Pass& pass : passes_) {
+    AttentionPath path;
+    if (!pass.paged)
+      path = pass.what.mode == "decode" ? pass.simulated->decode(decoder_.config())
+                                        : pass.simulated->worst();
+    for (std::size_t w = 0; w < windows; ++w)
+      lanes.push_back({.window = w, .pass = &pass, .path = path});
+  }
+  return lanes;
+}
+
+void WindowScorer::keep_rows(Lane& lane, const at::Tensor& hidden, std::int64_t sequence,
+                             const TextWindow& window) {
+  const at::Tensor rows = scored_rows(hidden, sequence);
+  require_finite(rows, window, lane.pass ? lane.pass->what.candidate->name : kReferenceName);
+  lane.slot = activations_.put(rows);
+}
+
+/// Each lane through all layers before the next one.
+bool WindowScorer::run_in_turn(std::span<const TextWindow> windows, const at::Tensor& ids,
+                               std::span<Lane> lanes,
+                               const std::function<bool(std::int64_t)>& go_on) {
+  at::Tensor together;  // of all windows through the pages of one pass
+  for (Lane& lane : lanes) {
+    const auto w = static_cast<std::int64_t>(lane.window);
+    if (lane.pass && lane.pass->paged) {
+      if (w == 0) together = lane.pass->paged->hidden(decoder_, ids);
+      keep_rows(lane, together, w, windows[lane.window]);
+    } else {
+      keep_rows(lane, decoder_.hidden(ids.narrow(0, w, 1), lane.path.hook, lane.path.attention), 0,
+                windows[lane.window]);
+    }
+    if (!go_on(1)) return false;
+  }
+  return true;
+}
+
+/// All lanes through each layer before the next one.
+bool WindowScorer::run_by_layer(std::span<const TextWindow> windows, const at::Tensor& ids,
+                                std::span<Lane> lanes,
+                                const std::function<bool(std::int64_t)>& go_on) {
+  decoder_.prefetch(0);
+  for (Lane& lane : lanes)
+    lane.slot =
+        activations_.put(decoder_.embed(ids.narrow(0, static_cast<std::int64_t>(lane.window), 1)));
+  for (int layer = 0; layer < decoder_.config().num_layers; ++layer) {
+    decoder_.prefetch(layer + 1);
+    for (Lane& lane : lanes) {
+      lane.slot = activations_.put(
+          decoder_.layer(layer, take(lane.slot), 0, lane.path.hook, lane.path.attention));
+      if (!go_on(0)) return false;
+    }
+  }
+  for (Lane& lane : lanes)
+    keep_rows(lane, decoder_.final_norm(take(lane.slot)), 0, windows[lane.window]);
+  return go_on(static_cast<std::int64_t>(lanes.size()));
+}
 
 bool WindowScorer::score(std::span<const TextWindow> windows, EvaluationState& state,
-                         const std::function<bool(std::int64_t)>& go_on) const {
+                         const std::function<bool(std::int64_t)>& go_on) {
   const at::Tensor ids = token_ids(windows);
-  const auto count = static_cast<std::int64_t>(windows.size());
-  const auto window_ids = [&](std::int64_t w) { return ids.narrow(0, w, 1); };
-  std::int64_t left = count * (static_cast<std::int64_t>(passes_.size()) + 1);
+  std::vector<Lane> lanes = make_lanes(windows.size());
+  auto left = static_cast<std::int64_t>(lanes.size());
   const auto told = [&](std::int64_t done) {
     left -= done;
     return go_on(done) || left == 0;
   };
+  if (!(stream_ ? run_by_layer(windows, ids, lanes, told) : run_in_turn(windows, ids, lanes, told)))
+    return false;
 
-  std::vector<at::Tensor> reference;
-  for (std::int64_t w = 0; w < count; ++w) {
-    reference.push_back(scored_rows(decoder_.hidden(window_ids(w), store_as_fp16), 0));
-    require_finite(reference.back(), windows[static_cast<std::size_t>(w)], kReferenceName);
-    if (!told(1)) return false;
-  }
-  std::vector<std::vector<at::Tensor>> hidden(windows.size());  // [window][pass]
-  for (const Pass& pass : passes_) {
-    const at::Tensor together = pass.paged ? pass.paged->hidden(decoder_, ids) : at::Tensor();
-    for (std::int64_t w = 0; w < count; ++w) {
-      const auto index = static_cast<std::size_t>(w);
-      hidden[index].push_back(
-          pass.paged ? scored_rows(together, w)
-                     : scored_rows(pass.what.mode == "decode"
-                                       ? pass.simulated->hidden_decode(decoder_, window_ids(w))
-                                       : pass.simulated->hidden_worst(decoder_, window_ids(w)),
-                                   0));
-      require_finite(hidden[index].back(), windows[index], pass.what.candidate->name);
-      if (!told(1)) return false;
-    }
-  }
-  for (std::int64_t w = 0; w < count; ++w) {
-    const auto index = static_cast<std::size_t>(w);
-    const at::Tensor labels = ids[w].narrow(0, range_.first + 1, range_.count);
-    compare(reference[index], hidden[index], labels.to(decoder_.device()), windows[index], state);
+  for (std::size_t w = 0; w < windows.size(); ++w) {
+    std::vector<at::Tensor> rows;
+    for (std::size_t lane = w; lane < lanes.size(); lane += windows.size())
+      rows.push_back(take(lanes[lane].slot));
+    const at::Tensor reference = rows.front();
+    rows.erase(rows.begin());
+    const at::Tensor labels =
+        ids[static_cast<std::int64_t>(w)].narrow(0, range_.first + 1, range_.count);
+    compare(reference, rows, labels.to(decoder_.device()), windows[w], state);
   }
   return true;
 }

@@ -9,10 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "calib/activation_store.h"
 #include "calib/cache_attention.h"
 #include "calib/decoder.h"
 #include "calib/evaluation_state.h"
 #include "calib/evaluator.h"
+#include "calib/memory_plan.h"
 #include "calib/stored_cache.h"
 
 namespace kvplan::calib {
@@ -32,20 +34,39 @@ struct ScoredRange {
 };
 ScoredRange scored_range(int window);
 
+/// What comparing logits takes.
+std::int64_t logits_bytes();
+
 class WindowScorer {
  public:
-  /// `passes` are borrowed and must outlive the scorer.
+  /// `passes` are borrowed and must outlive the scorer. A plan that streams has no paged ones.
   WindowScorer(const ModelReader& model, const std::vector<Pass>& passes,
-               const EvaluateOptions& options);
+               const EvaluateOptions& options, Device device, const MemoryPlan& plan);
 
   /// Adds the windows' scores to `state`, as many as the paged caches have sequences at most.
   /// `go_on(n)` is told of n forward passes of one window done; when it says no before the last,
-  /// `state` stays as it was and the answer is false. InputError when a forward pass gives NaN or
-  /// Inf (file, window, candidate).
+  /// `state` stays as it was and the answer is false; n is 0 between layers. InputError when a
+  /// forward pass gives NaN or Inf (file, window, candidate).
   bool score(std::span<const TextWindow> windows, EvaluationState& state,
-             const std::function<bool(std::int64_t)>& go_on) const;
+             const std::function<bool(std::int64_t)>& go_on);
 
  private:
+  using Slot = ActivationStore::Slot;
+  /// One window on its way through one pass; pass null: the reference.
+  struct Lane {
+    std::size_t window = 0;
+    const Pass* pass = nullptr;
+    AttentionPath path;
+    Slot slot = 0;  // of its activations, at last of its scored rows
+  };
+  std::vector<Lane> make_lanes(std::size_t windows) const;
+  bool run_in_turn(std::span<const TextWindow> windows, const at::Tensor& ids,
+                   std::span<Lane> lanes, const std::function<bool(std::int64_t)>& go_on);
+  bool run_by_layer(std::span<const TextWindow> windows, const at::Tensor& ids,
+                    std::span<Lane> lanes, const std::function<bool(std::int64_t)>& go_on);
+  void keep_rows(Lane& lane, const at::Tensor& hidden, std::int64_t sequence,
+                 const TextWindow& window);
+  at::Tensor take(Slot slot);
   at::Tensor scored_rows(const at::Tensor& hidden, std::int64_t sequence) const;
   void require_finite(const at::Tensor& x, const TextWindow& window,
                       const std::string& candidate) const;
@@ -57,6 +78,8 @@ class WindowScorer {
   const std::vector<Pass>& passes_;
   ScoredRange range_;
   std::int64_t chunk_rows_;
+  bool stream_;
+  ActivationStore activations_;
 };
 
 }  // namespace kvplan::calib

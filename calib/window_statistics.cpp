@@ -9,26 +9,42 @@
 #include <ATen/ops/where.h>
 
 #include <algorithm>
+#include <bit>
+#include <functional>
+#include <span>
 
 #include "schemas/error.h"
 
 namespace kvplan::calib {
 namespace {
 
-template <class T>
-std::span<const T> values(const at::Tensor& contiguous) {
-  return {contiguous.const_data_ptr<T>(), static_cast<std::size_t>(contiguous.numel())};
-}
+/// Arrays still on the device of the model, to reach the host in one copy.
+class Fetch {
+ public:
+  /// `out` gets the values of x, [..] of any type, at run().
+  template <class T>
+  void add(const at::Tensor& x, Array<T>& out) {
+    out.shape = x.sizes().vec();
+    parts_.push_back(x.to(at::kDouble).flatten());
+    take_.push_back([&out](std::span<const double> values) {
+      out.data.resize(values.size());
+      std::transform(values.begin(), values.end(), out.data.begin(),
+                     [](double value) { return static_cast<T>(value); });
+    });
+  }
+  void run() const {
+    const at::Tensor all = at::cat(parts_).to(at::kCPU);
+    const double* next = all.const_data_ptr<double>();
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      take_[i]({next, static_cast<std::size_t>(parts_[i].numel())});
+      next += parts_[i].numel();
+    }
+  }
 
-template <class T>
-Array<T> to_array(const at::Tensor& x) {
-  const at::Tensor contiguous = x.contiguous();
-  const auto data = values<T>(contiguous);
-  Array<T> out;
-  out.shape = contiguous.sizes().vec();
-  out.data.assign(data.begin(), data.end());
-  return out;
-}
+ private:
+  std::vector<at::Tensor> parts_;
+  std::vector<std::function<void(std::span<const double>)>> take_;
+};
 
 /// Positions after the sinks in double: [heads, tokens - sinks, head_dim].
 at::Tensor packed(const at::Tensor& x, int sink_tokens) {
@@ -42,20 +58,19 @@ at::Tensor outer(const at::Tensor& a, const at::Tensor& b) {
 
 at::Tensor norms(const at::Tensor& x) { return at::linalg_vector_norm(x, 2, {-1}); }
 
-SideSums side_sums(const at::Tensor& x, const at::Tensor& norm, const at::Tensor& h,
-                   const at::Tensor& with_sinks) {
-  SideSums sums;
-  sums.sum = to_array<double>(x.sum(1));
-  sums.outer = to_array<double>(outer(x, x));
-  sums.norm_sum = to_array<double>(norm.sum(1));
-  sums.fisher = to_array<double>(outer(h, h));
-  sums.absmax = to_array<float>(with_sinks.abs().amax(1));
-  return sums;
+void add_side(const at::Tensor& x, const at::Tensor& norm, const at::Tensor& h,
+              const at::Tensor& with_sinks, SideSums& sums, Fetch& fetch) {
+  fetch.add(x.sum(1), sums.sum);
+  fetch.add(outer(x, x), sums.outer);
+  fetch.add(norm.sum(1), sums.norm_sum);
+  fetch.add(outer(h, h), sums.fisher);
+  fetch.add(with_sinks.abs().amax(1), sums.absmax);
 }
 
 void store_row(const at::Tensor& x, std::size_t row, Array<float>& out) {
-  const at::Tensor single = x.to(at::kFloat).contiguous();
-  const auto from = values<float>(single);
+  const at::Tensor single = x.to(at::kCPU, at::kFloat).contiguous();
+  const std::span<const float> from(single.const_data_ptr<float>(),
+                                    static_cast<std::size_t>(single.numel()));
   const auto to = out.row(row);
   if (from.size() != to.size()) {
     throw InternalError("coherent row: " + std::to_string(from.size()) + " values for a row of " +
@@ -66,10 +81,11 @@ void store_row(const at::Tensor& x, std::size_t row, Array<float>& out) {
 
 /// phi_t = (cos theta_j t.., sin theta_j t.., 1) for t = first .. first + count - 1: [count, 2
 /// pairs + 1].
-at::Tensor phases(const std::vector<double>& inv_freq, std::int64_t first, std::int64_t count) {
+at::Tensor phases(const std::vector<double>& inv_freq, std::int64_t first, std::int64_t count,
+                  at::Device device) {
   const at::Tensor position = at::arange(first, first + count, at::kDouble).unsqueeze(1);
   const at::Tensor angle = position.mul(at::tensor(inv_freq, at::kDouble));
-  return at::cat({angle.cos(), angle.sin(), at::ones({count, 1}, at::kDouble)}, 1);
+  return at::cat({angle.cos(), angle.sin(), at::ones({count, 1}, at::kDouble)}, 1).to(device);
 }
 
 template <class T>
@@ -103,11 +119,13 @@ WindowSums empty_sums(const ModelConfig& config) {
   return WindowSums(static_cast<std::size_t>(config.num_layers), layer);
 }
 
-LayerProfile layer_sums(const Decoder& decoder, const LayerTrace& trace, int sink_tokens) {
+LayerProfile layer_sums(const Decoder& decoder, int index, const LayerTrace& trace,
+                        int sink_tokens) {
   const at::Tensor k_pre = packed(trace.k_pre, sink_tokens);
   const at::Tensor k = packed(trace.k, sink_tokens);
   const at::Tensor v = packed(trace.v, sink_tokens);
-  const at::Tensor h_k_pre = packed(decoder.rotate(trace.h_k, 0, /*inverse=*/true), sink_tokens);
+  const at::Tensor h_k_pre =
+      packed(decoder.rotate(trace.h_k, index, 0, /*inverse=*/true), sink_tokens);
   const at::Tensor h_v = packed(trace.h_v, sink_tokens);
   const at::Tensor k_norm = norms(k), v_norm = norms(v);
 
@@ -115,19 +133,22 @@ LayerProfile layer_sums(const Decoder& decoder, const LayerTrace& trace, int sin
   layer.kv_heads = decoder.config().kv_heads;
   layer.head_dim = decoder.config().head_dim;
   layer.rotary_dim = decoder.config().rotary_dim;
-  layer.k = side_sums(k_pre, k_norm, h_k_pre, trace.k);
-  layer.v = side_sums(v, v_norm, h_v, trace.v);
-  layer.k_rotated_sum = to_array<double>(k.sum(1));
-  layer.k_rotated_sumsq = to_array<double>(k.square().sum(1));
-  layer.norm_ratio_sum = to_array<double>(
-      at::where(v_norm.gt(0), k_norm.div(v_norm), 0.0).sum(1));  // v = 0 adds nothing
+  Fetch fetch;
+  add_side(k_pre, k_norm, h_k_pre, trace.k, layer.k, fetch);
+  add_side(v, v_norm, h_v, trace.v, layer.v, fetch);
+  fetch.add(k.sum(1), layer.k_rotated_sum);
+  fetch.add(k.square().sum(1), layer.k_rotated_sumsq);
+  fetch.add(at::where(v_norm.gt(0), k_norm.div(v_norm), 0.0).sum(1),  // v = 0 adds nothing
+            layer.norm_ratio_sum);
+  fetch.run();
   return layer;
 }
 
-void store_coherent(const Decoder& decoder, const LayerTrace& trace, int sink_tokens,
+void store_coherent(const Decoder& decoder, int index, const LayerTrace& trace, int sink_tokens,
                     std::size_t row, LayerProfile& layer) {
   const at::Tensor h_k = packed(trace.h_k, sink_tokens), h_v = packed(trace.h_v, sink_tokens);
-  const at::Tensor phi = phases(decoder.inv_freq(), sink_tokens, h_k.size(1));
+  const at::Tensor phi =
+      phases(decoder.inv_freq(index, trace.k.size(1)), sink_tokens, h_k.size(1), h_k.device());
   store_row(outer(h_k, packed(trace.k, sink_tokens)), row, layer.k.cross);
   store_row(outer(h_v, packed(trace.v, sink_tokens)), row, layer.v.cross);
   store_row(at::matmul(h_k.transpose(1, 2), phi), row, layer.k.phase);
@@ -139,10 +160,18 @@ void WindowTree::add(std::int64_t index, WindowSums sums) {
   // highest bit in which a and b differ is below the one in which b and index differ.
   while (nodes_.size() >= 2) {
     const std::int64_t a = nodes_[nodes_.size() - 2].index, b = nodes_.back().index;
-    if ((a ^ b) > (b ^ index)) break;
+    if ((a ^ b) > (b ^ index) || !complete(a, b)) break;
     merge_last_two();
   }
   nodes_.push_back({index, std::move(sums)});
+}
+
+/// Whether the smallest subtree with a and b holds no window of another part.
+bool WindowTree::complete(std::int64_t a, std::int64_t b) const {
+  const auto bits = static_cast<std::uint64_t>(a ^ b);
+  const auto mask = static_cast<std::int64_t>(std::bit_ceil(bits + 1) - 1);
+  const std::int64_t first = a & ~mask, last = a | mask;
+  return (before_ == kNone || before_ < first) && (after_ == kNone || after_ > last);
 }
 
 WindowSums WindowTree::total() && {

@@ -18,10 +18,11 @@ WindowSums empty_sums(const ModelConfig& config);
 
 /// Sums of one layer over one window without its first sink_tokens positions (absmax includes
 /// them).
-LayerProfile layer_sums(const Decoder& decoder, const LayerTrace& trace, int sink_tokens);
+LayerProfile layer_sums(const Decoder& decoder, int index, const LayerTrace& trace,
+                        int sink_tokens);
 
 /// Writes row `row` of cross and phase, which the caller has sized.
-void store_coherent(const Decoder& decoder, const LayerTrace& trace, int sink_tokens,
+void store_coherent(const Decoder& decoder, int index, const LayerTrace& trace, int sink_tokens,
                     std::size_t row, LayerProfile& layer);
 
 /// Calls f(array of `a`, same array of `b`) for every additive array, then g for every maximum.
@@ -42,23 +43,32 @@ void for_each_sum(A& a, B& b, const F& additive, const G& maximum) {
 }
 
 /// Adds windows as a binary tree over their global index, whichever windows are there: the sum of
-/// an aligned power-of-two range has the same bits in a run of its own and inside a larger one.
+/// an aligned power-of-two range has the same bits in a run of its own and inside a larger one. A
+/// part of a run adds only what no window of another part comes between, so that its nodes, added
+/// to a tree in order with those of the others, give the bits of the whole run.
 class WindowTree {
  public:
   struct Node {
     std::int64_t index = 0;  // of its first window
     WindowSums sums;
   };
+  static constexpr std::int64_t kNone = -1;
+
   WindowTree() = default;
-  explicit WindowTree(std::vector<Node> nodes) : nodes_(std::move(nodes)) {}
-  /// Indices ascend from call to call.
+  /// Of a part of a run between two windows of other parts, which may be kNone.
+  WindowTree(std::int64_t before, std::int64_t after) : before_(before), after_(after) {}
+  /// Continues from nodes() of an earlier tree.
+  void restore(std::vector<Node> nodes) { nodes_ = std::move(nodes); }
+  /// A window, or a node of another tree. Indices ascend from call to call.
   void add(std::int64_t index, WindowSums sums);
   const std::vector<Node>& nodes() const { return nodes_; }
   /// The sum of everything added; at least one window.
   WindowSums total() &&;
 
  private:
+  bool complete(std::int64_t a, std::int64_t b) const;
   void merge_last_two();
+  std::int64_t before_ = kNone, after_ = kNone;
   std::vector<Node> nodes_;
 };
 

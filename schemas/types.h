@@ -41,13 +41,19 @@ struct Array {
   bool operator==(const Array&) const = default;
 };
 
-/// Rotary embedding scaling; `type` is "linear" or "llama3" (Hugging Face names), other types are
-/// refused by the readers.
+/// Rotary embedding scaling; `type` is a Hugging Face name: "linear", "dynamic", "llama3", "yarn"
+/// or "longrope"; other types are refused by the readers.
 struct RopeScaling {
   std::string type;
-  double factor = 1;
-  double low_freq_factor = 1, high_freq_factor = 4;  // llama3 only
-  std::int64_t original_context = 8192;              // llama3 only
+  double factor = 1;                                 // all but longrope
+  double low_freq_factor = 1, high_freq_factor = 4;  // llama3
+  std::int64_t original_context = 8192;              // all but linear
+  double beta_fast = 32, beta_slow = 1;              // yarn: rotations that bound the blend
+  bool truncate = true;                              // yarn: the bounds are whole channels
+  double attention_factor = 1;  // yarn, longrope: on the rotary channels of queries and keys
+  std::vector<double> short_factors = {},
+                      long_factors = {};  // longrope: divide the frequencies of sequences
+                                          // up to original_context, and of longer ones
   bool operator==(const RopeScaling&) const = default;
 };
 
@@ -63,7 +69,7 @@ struct RopeSpec {
 /// What identifies a model in a profile and a plan. kv_weights_sha256: stored bytes of the k and v
 /// projection weights (k then v per layer, layer order).
 struct ModelSpec {
-  std::string architecture;  // "llama", "qwen2"
+  std::string architecture;  // "llama", "gemma2": a family of docs/models.md
   int num_layers = 0;
   int query_heads = 0;
   int kv_heads = 0;
@@ -72,8 +78,17 @@ struct ModelSpec {
   RopeSpec rope;
   std::string container;  // "gguf" or "hf"
   std::string kv_weights_sha256;
+  // One per layer: positions that a query reads, its own included, 0 for all. Empty: all layers 0.
+  std::vector<int> windows = {};
+  std::optional<RopeSpec> local_rope = {};  // of the layers with a window; none: `rope`
   bool operator==(const ModelSpec&) const = default;
 };
+
+/// "full", or "sliding" for a layer with a window.
+inline const char* layer_kind(const ModelSpec& m, int layer) {
+  return !m.windows.empty() && m.windows.at(static_cast<std::size_t>(layer)) > 0 ? "sliding"
+                                                                                 : "full";
+}
 
 /// A calibration text, or the part of it that went in.
 struct ProfileSource {

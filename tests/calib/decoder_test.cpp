@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "calib/causal_attention.h"
 #include "quant/random.h"
 #include "schemas/error.h"
 #include "schemas/safetensors.h"
@@ -96,9 +97,9 @@ TEST_P(DecoderFamily, EqualsAttentionWrittenOut) {
 
 TEST_P(DecoderFamily, RotationByInverseIsUndone) {
   const auto x = normal({2, 3, 9, 16}, 1);
-  const auto turned = decoder_.rotate(x, 5);
+  const auto turned = decoder_.rotate(x, 0, 5);
   EXPECT_GT(max_difference(turned, x), 0.1);
-  EXPECT_LT(max_difference(decoder_.rotate(turned, 5, true), x), 1e-5);
+  EXPECT_LT(max_difference(decoder_.rotate(turned, 0, 5, true), x), 1e-5);
   // Norms are kept, channels above rotary_dim are untouched.
   EXPECT_LT(max_difference(turned.pow(2).sum(-1), x.pow(2).sum(-1)), 1e-4);
   const auto rotary = GetParam().config.rotary_dim;
@@ -120,7 +121,7 @@ TEST(Decoder, RotatesChannelPairsByPositionTimesFrequency) {
   TinyModel model(tiny_config());
   const Decoder decoder(model);
   const auto x = normal({1, 1, 3, 16}, 2);
-  const auto turned = decoder.rotate(x, 100);
+  const auto turned = decoder.rotate(x, 0, 100);
   for (std::int64_t t = 0; t < 3; ++t)
     for (std::int64_t j = 0; j < 8; ++j) {
       const double angle =
@@ -150,7 +151,7 @@ TEST(Decoder, HookSeesAndReplacesTheCache) {
   const auto changed = decoder.hidden(ids, [&](LayerKv& kv) {
     seen.push_back(kv.layer);
     EXPECT_EQ(kv.k.sizes(), (std::vector<std::int64_t>{1, 2, 9, 16}));
-    EXPECT_LT(max_difference(decoder.rotate(kv.k_pre, 0), kv.k), 1e-6);
+    EXPECT_LT(max_difference(decoder.rotate(kv.k_pre, kv.layer, 0), kv.k), 1e-6);
     kv.v = kv.v * 0.5;
   });
   EXPECT_THAT(seen, testing::ElementsAre(0, 1));
@@ -228,23 +229,22 @@ at::Tensor tensor_of(const Array<float>& array) {
   return at::from_blob(const_cast<float*>(array.data.data()), array.shape, at::kFloat).clone();
 }
 
-void expect_equal_to(const SafetensorsFile& oracle, const std::filesystem::path& model_path) {
-  SCOPED_TRACE(model_path.filename().string());
-  const auto model = open_model(model_path);
-  const Decoder decoder(*model);
-  const auto stored_ids = oracle.i64("ids");
+/// `prefix` names one of the oracle's forward passes.
+void expect_equal_to(const SafetensorsFile& oracle, const Decoder& decoder,
+                     const std::string& prefix) {
+  const auto stored_ids = oracle.i64(prefix + "ids");
   const auto ids =
       at::from_blob(const_cast<std::int64_t*>(stored_ids.data.data()), stored_ids.shape, at::kLong);
   const auto expect = [&](const std::string& name, const at::Tensor& ours) {
-    SCOPED_TRACE(name);
-    const auto theirs = tensor_of(oracle.f32(name, ours.sizes().vec()));
+    SCOPED_TRACE(prefix + name);
+    const auto theirs = tensor_of(oracle.f32(prefix + name, ours.sizes().vec()));
     EXPECT_LT(max_difference(ours, theirs), 1e-4 * theirs.abs().max().item<double>());
   };
   const auto hidden = decoder.hidden(ids, [&](LayerKv& kv) {
-    const std::string prefix = "layers." + std::to_string(kv.layer) + ".";
-    expect(prefix + "k_pre", kv.k_pre);
-    expect(prefix + "k", kv.k);
-    expect(prefix + "v", kv.v);
+    const std::string layer = "layers." + std::to_string(kv.layer) + ".";
+    expect(layer + "k_pre", kv.k_pre);
+    expect(layer + "k", kv.k);
+    expect(layer + "v", kv.v);
   });
   expect("logits", decoder.head(hidden));
 }
@@ -270,15 +270,62 @@ TEST_F(DecoderFixture, ABf16CheckpointLosesNothingAsBf16) {
             0);
 }
 
+/// Every fixture in its containers: sequences that end inside the windows and original contexts of
+/// the models that have them, and beyond.
 TEST(Decoder, EqualsTransformers) {
   const auto folders = oracle_folders();
   if (folders.empty()) GTEST_SKIP() << "KVPLAN_FIXTURES names no folder with oracle.safetensors";
   for (const auto& folder : folders) {
     const SafetensorsFile oracle(folder / "oracle.safetensors");
-    expect_equal_to(oracle, folder);
-    const auto gguf = folder.string() + ".gguf";  // the same weights
-    if (std::filesystem::exists(gguf)) expect_equal_to(oracle, gguf);
+    for (const auto& path : {folder, std::filesystem::path(folder.string() + ".gguf")}) {
+      if (!std::filesystem::exists(path)) continue;
+      SCOPED_TRACE(path.filename().string());
+      const auto model = open_model(path);
+      const Decoder decoder(*model);
+      expect_equal_to(oracle, decoder, "");
+      expect_equal_to(oracle, decoder, "short.");
+    }
   }
+}
+
+/// Layers of window 3, score cap 2, another scale; blocks of queries that begin anywhere.
+TEST(CausalAttention, EqualsScoresWrittenOut) {
+  const auto q = normal({2, 4, 300, 8}, 1), k = normal({2, 2, 300, 8}, 2),
+             v = normal({2, 2, 300, 8}, 3);
+  const auto position = at::arange(300, at::kLong);
+  const auto distance = position.unsqueeze(1) - position.unsqueeze(0);
+  for (const AttentionRule& rule :
+       {AttentionRule{.scale = 0.3}, AttentionRule{.scale = 0.3, .window = 300},
+        AttentionRule{.scale = 0.3, .window = 7}, AttentionRule{.scale = 0.9, .soft_cap = 2},
+        AttentionRule{.scale = 0.9, .soft_cap = 2, .window = 280}}) {
+    SCOPED_TRACE(testing::Message() << "cap " << rule.soft_cap << ", window " << rule.window);
+    auto hidden = distance < 0;
+    if (rule.window > 0) hidden = hidden.logical_or(distance >= rule.window);
+    auto scores = at::matmul(q, k.repeat_interleave(2, 1).transpose(-1, -2)) * rule.scale;
+    if (rule.soft_cap > 0) scores = (scores / rule.soft_cap).tanh() * rule.soft_cap;
+    const auto expected = at::matmul(at::softmax(scores.masked_fill(hidden, -INFINITY), -1),
+                                     v.repeat_interleave(2, 1));
+    EXPECT_LT(max_difference(causal_attention(q, k, v, rule), expected), 1e-5);
+    // The last queries of a sequence, and the very last.
+    for (const std::int64_t first : {290, 299}) {
+      const auto last = causal_attention(q.narrow(2, first, 300 - first), k, v, rule, first);
+      EXPECT_LT(max_difference(last, expected.narrow(2, first, 300 - first)), 1e-5);
+    }
+  }
+}
+
+TEST(Decoder, RefusesPositionsThatWereNotLearned) {
+  ModelConfig config = tiny_config();
+  config.learned_positions = true;
+  config.rope.style = "none";
+  config.rotary_dim = 0;
+  config.max_context = 8;
+  TinyModel model(config);
+  const Decoder decoder(model);
+  EXPECT_NO_THROW(decoder.embed(some_ids(8, 50)));
+  EXPECT_FALSE(at::equal(decoder.embed(some_ids(4, 50)), decoder.embed(some_ids(4, 50), 3)));
+  EXPECT_THAT([&] { decoder.embed(some_ids(4, 50), 5); },
+              ThrowsMessage<ArgumentError>(HasSubstr("knows 8 positions")));
 }
 
 }  // namespace

@@ -104,21 +104,22 @@ at::Tensor normal(std::vector<std::int64_t> shape, std::uint32_t stream) {
 }
 
 struct PageCase {
-  int tokens, sinks, page_tokens;
+  int tokens, sinks, page_tokens, window = 0;
 };
 
 class DecodeAttention : public testing::TestWithParam<PageCase> {};
 
 TEST_P(DecodeAttention, EqualsOneQueryAtATime) {
-  const auto [tokens, sinks, page_tokens] = GetParam();
+  const auto [tokens, sinks, page_tokens, window] = GetParam();
   const auto q = normal({1, 4, tokens, 16}, 1);
   const CachedKv exact{normal({1, 2, tokens, 16}, 2), normal({1, 2, tokens, 16}, 3)};
   const CachedKv packed{normal({1, 2, tokens, 16}, 4), normal({1, 2, tokens, 16}, 5)};
-  const auto found = decode_attention(q, exact, packed, sinks, page_tokens);
+  const auto found =
+      decode_attention(q, exact, packed, sinks, page_tokens, {.scale = 0.25, .window = window});
   ASSERT_EQ(found.sizes(), q.sizes());
   for (int t = 0; t < tokens; ++t) {
     std::vector<at::Tensor> keys, values;
-    for (int s = 0; s <= t; ++s) {
+    for (int s = window > 0 ? std::max(0, t - window + 1) : 0; s <= t; ++s) {
       const int page_begin = sinks + (s - sinks) / page_tokens * page_tokens;
       const auto& source = s >= sinks && t >= page_begin + page_tokens - 1 ? packed : exact;
       keys.push_back(source.k.narrow(2, s, 1));
@@ -136,11 +137,13 @@ TEST_P(DecodeAttention, EqualsOneQueryAtATime) {
 INSTANTIATE_TEST_SUITE_P(Sizes, DecodeAttention,
                          testing::Values(PageCase{40, 4, 8}, PageCase{40, 0, 8}, PageCase{19, 4, 8},
                                          PageCase{20, 4, 8}, PageCase{3, 4, 8}, PageCase{9, 0, 1},
-                                         PageCase{9, 2, 1}, PageCase{10, 1, 64}),
+                                         PageCase{9, 2, 1}, PageCase{10, 1, 64},
+                                         PageCase{40, 4, 8, 11}, PageCase{19, 2, 4, 1}),
                          [](const auto& row) {
                            return std::to_string(row.param.tokens) + "tokens" +
                                   std::to_string(row.param.sinks) + "sinks" +
-                                  std::to_string(row.param.page_tokens) + "page";
+                                  std::to_string(row.param.page_tokens) + "page" +
+                                  std::to_string(row.param.window) + "window";
                          });
 
 // ---- evaluation ----

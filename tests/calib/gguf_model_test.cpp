@@ -200,7 +200,23 @@ const RefusedFile kRefusedFiles[] = {
     {"experts", setting("llama.expert_count", 8), "[llama.expert_count]: only 0"},
     {"sliding_window", setting("llama.attention.sliding_window", 512), "sliding_window]: only 0"},
     {"not_causal", setting("llama.attention.causal", false), "attention.causal]: only true"},
-    {"rope_type", setting("llama.rope.scaling.type", "yarn"), "\"yarn\" is not supported"},
+    {"rope_type", setting("llama.rope.scaling.type", "dynamic"), "\"dynamic\" is not supported"},
+    {"yarn_extrapolation",
+     [](auto& b) {
+       setting("llama.rope.scaling.type", "yarn")(b);
+       setting("llama.rope.scaling.yarn_ext_factor", 0.5f)(b);
+     },
+     "yarn_ext_factor]: only 1"},
+    {"longrope", setting("llama.rope.scaling.type", "longrope"),
+     "original_context_length]: expected an integer, found no such"},
+    {"longrope_factors",
+     [](auto& b) {
+       setting("llama.rope.scaling.type", "longrope")(b);
+       setting("llama.rope.scaling.original_context_length", 32)(b);
+     },
+     "[rope_factors_short.weight]: expected the rotary factors of longrope, found none"},
+    {"unknown_key", setting("llama.attention.temperature_length", 4),
+     "[llama.attention.temperature_length]: kvplan does not know this key"},
     {"rope_factor", setting("llama.rope.scaling.factor", -1.0f), "expected a factor above 0"},
     {"rope_attention", setting("llama.rope.scaling.attn_factor", 2.0f), "attn_factor]: only 1"},
     {"partial_rotary", setting("llama.rope.dimension_count", 2),

@@ -110,8 +110,25 @@ TEST_P(BothContainers, GiveTheSameModel) {
   EXPECT_EQ(gguf->config().container, "gguf");
   EXPECT_FLOAT_EQ(static_cast<float>(gguf->config().norm_epsilon),
                   static_cast<float>(hf->config().norm_epsilon));
-  EXPECT_EQ(gguf->config().rope, hf->config().rope);
-  EXPECT_EQ(gguf->config().max_context, hf->config().max_context);
+  const ModelConfig &a = gguf->config(), &b = hf->config();
+  EXPECT_EQ(a.max_context, b.max_context);
+  EXPECT_EQ(a.windows, b.windows);
+  EXPECT_EQ(a.rope.style, b.rope.style);
+  for (int layer = 0; layer < b.num_layers; ++layer) {
+    EXPECT_NEAR(rotary_attention_factor(a.layer_rope(layer)),
+                rotary_attention_factor(b.layer_rope(layer)), 1e-6);
+    for (const std::int64_t sequence : {12, 40}) {
+      const auto found = rotary_frequencies(a, layer, sequence),
+                 expected = rotary_frequencies(b, layer, sequence);
+      ASSERT_EQ(found.size(), expected.size());
+      for (std::size_t j = 0; j < found.size(); ++j)
+        EXPECT_NEAR(found[j] / expected[j], 1, 1e-6) << "layer " << layer << " pair " << j;
+    }
+  }
+  EXPECT_NEAR(a.attention_scale, b.attention_scale, 1e-9);
+  EXPECT_EQ(a.attention_soft_cap, b.attention_soft_cap);
+  EXPECT_EQ(a.logit_soft_cap, b.logit_soft_cap);
+  EXPECT_EQ(a.embedding_scale, b.embedding_scale);
   EXPECT_EQ(expected_tensors(gguf->config()), expected_tensors(hf->config()));
   for (const auto& [name, shape] : expected_tensors(hf->config())) {
     EXPECT_EQ(read_all(*gguf, name), read_all(*hf, name)) << name;
@@ -120,7 +137,9 @@ TEST_P(BothContainers, GiveTheSameModel) {
 
 INSTANTIATE_TEST_SUITE_P(Models, BothContainers,
                          testing::Values("llama_gqa", "llama_bias", "llama_llama3", "llama_linear",
-                                         "qwen2"),
+                                         "llama_yarn", "mistral", "qwen2", "qwen2_yarn", "qwen3",
+                                         "gemma", "gemma2", "gemma3", "phi2", "phi3",
+                                         "phi3_longrope", "gpt2"),
                          [](const auto& row) { return row.param; });
 
 TEST_F(ModelFixture, QuantisedGgufIsTheSameModelWithinItsSteps) {
@@ -139,17 +158,25 @@ class RotaryFrequencies : public FixtureTest, public testing::WithParamInterface
 
 TEST_P(RotaryFrequencies, EqualTransformers) {
   const auto folder = fixtures() / GetParam();
-  const auto expected = SafetensorsFile(folder / "oracle.safetensors").f32("inv_freq");
-  const auto found = rotary_frequencies(open_model(folder)->config());
-  ASSERT_EQ(found.size(), expected.data.size());
-  for (std::size_t j = 0; j < found.size(); ++j) {
-    EXPECT_NEAR(found[j] / expected.data[j], 1, 1e-6) << "pair " << j;
-  }
+  const SafetensorsFile oracle(folder / "oracle.safetensors");
+  const auto model = open_model(folder);
+  for (const std::string prefix : {"", "short."})
+    for (int layer = 0; layer < model->config().num_layers; ++layer) {
+      const auto name = prefix + "layers." + std::to_string(layer) + ".inv_freq";
+      const auto expected = oracle.f32(name);
+      const auto found =
+          rotary_frequencies(model->config(), layer, oracle.i64(prefix + "ids").shape[1]);
+      ASSERT_EQ(found.size(), expected.data.size());
+      for (std::size_t j = 0; j < found.size(); ++j)
+        EXPECT_NEAR(found[j] / expected.data[j], 1, 2e-6) << name << " pair " << j;
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, RotaryFrequencies,
                          testing::Values("llama_gqa", "llama_head_dim", "llama_llama3",
-                                         "llama_linear", "qwen2", "llama_bf16_sharded"),
+                                         "llama_linear", "qwen2", "llama_bf16_sharded",
+                                         "llama_dynamic", "llama_yarn", "llama_yarn_scales",
+                                         "gemma3", "gemma3_d256", "phi2", "phi3_longrope"),
                          [](const auto& row) { return row.param; });
 
 // ---- Hugging Face folders that are refused ----
@@ -197,7 +224,7 @@ TEST_P(RefusedConfig, NamesFieldAndReason) {
 
 constexpr Refusal kRefusals[] = {
     {"family", "llama_gqa", R"({"model_type": "mamba"})", "/model_type",
-     "supported are llama, qwen2"},
+     "supported are llama, mistral, qwen2"},
     {"family_missing", "llama_gqa", R"({"model_type": null})", "/model_type",
      "the field is missing"},
     {"family_type", "llama_gqa", R"({"model_type": 3})", "/model_type",
@@ -205,21 +232,61 @@ constexpr Refusal kRefusals[] = {
     {"activation", "llama_gqa", R"({"hidden_act": "gelu"})", "/hidden_act",
      "only \"silu\" is supported"},
     {"mlp_bias", "llama_gqa", R"({"mlp_bias": true})", "/mlp_bias", "only false"},
-    {"sliding_window", "llama_gqa", R"({"sliding_window": 128})", "/sliding_window", "only null"},
-    {"use_sliding_window", "qwen2", R"({"use_sliding_window": true})", "/use_sliding_window",
+    {"sliding_window", "llama_gqa", R"({"sliding_window": 128})", "/sliding_window",
+     "kvplan does not know this setting"},
+    {"unknown", "llama_gqa", R"({"residual_multiplier": 0.5})", "/residual_multiplier",
+     "kvplan does not know this setting, which may change what the model computes; found 0.5"},
+    {"window_flag", "qwen2_window", R"({"use_sliding_window": 1})", "/use_sliding_window",
+     "expected true or false"},
+    {"layer_types_count", "qwen2", R"({"layer_types": ["full_attention"]})", "/layer_types",
+     "one name per layer, 3"},
+    {"layer_types_kind", "qwen2",
+     R"({"layer_types": ["full_attention", "chunked_attention", "full_attention"]})",
+     "/layer_types", "found \"chunked_attention\""},
+    {"layer_types_window", "qwen2",
+     R"({"layer_types": ["full_attention", "sliding_attention", "full_attention"]})",
+     "/layer_types", "in a model without a window"},
+    {"layer_types_mistral", "mistral_window",
+     R"({"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]})",
+     "/layer_types", "a window in every layer"},
+    {"cross_attention", "gpt2", R"({"add_cross_attention": true})", "/add_cross_attention",
      "only false"},
-    {"layer_types", "qwen2", R"({"layer_types": ["full_attention", "sliding_attention"]})",
-     "/layer_types", "only \"full_attention\""},
+    {"layer_scale", "gpt2", R"({"scale_attn_by_inverse_layer_idx": true})",
+     "/scale_attn_by_inverse_layer_idx", "only false"},
+    {"qk_layernorm", "phi2", R"({"qk_layernorm": true})", "/qk_layernorm", "only false"},
+    {"activations", "gemma", R"({"hidden_act": "relu"})", "/hidden_act",
+     "only \"gelu_pytorch_tanh\", \"gelu\" is supported, found \"relu\""},
+    {"bidirectional", "gemma3", R"({"use_bidirectional_attention": true})",
+     "/use_bidirectional_attention", "only false"},
+    {"query_scalar", "gemma2", R"({"query_pre_attn_scalar": 0})", "/query_pre_attn_scalar",
+     "above 0"},
+    {"soft_cap", "gemma2", R"({"attn_logit_softcapping": -1})", "", "a soft cap must be above 0"},
+    {"alibi", "llama_gqa", R"({"alibi": true})", "/alibi", "only false"},
+    {"encoder", "llama_gqa", R"({"is_encoder_decoder": true})", "/is_encoder_decoder",
+     "only false"},
+    {"longrope_factors", "phi3_longrope", R"({"rope_parameters": {"short_factor": [1, 2]}})", "",
+     "longrope needs 6 positive factors"},
+    {"longrope_text", "phi3_longrope", R"({"rope_parameters": {"long_factor": "x"}})",
+     "/rope_parameters/long_factor", "expected a list of numbers, found string"},
+    {"rope_local", "gemma3",
+     R"({"rope_parameters": {"sliding_attention": {"rope_type": "proportional"}}})",
+     "/rope_parameters/sliding_attention/rope_type", "\"proportional\" is not supported"},
+    {"rope_setting", "qwen2", R"({"rope_parameters": {"mrope_section": [2, 3, 3]}})",
+     "/rope_parameters/mrope_section", "kvplan does not know this setting"},
+    {"yarn_bounds", "llama_yarn", R"({"rope_scaling": {"beta_fast": 0.5}})",
+     "/rope_scaling/beta_fast", "at least beta_slow"},
+    {"yarn_attention", "llama_yarn", R"({"rope_scaling": {"attention_factor": -1}})", "",
+     "attention factor of the rotary scaling must be above 0"},
     {"quantised", "llama_gqa", R"({"quantization_config": {"quant_method": "gptq"}})",
      "/quantization_config", "gptq"},
     {"experts", "llama_gqa", R"({"num_local_experts": 8})", "/num_local_experts", "only 0"},
     {"partial_rotary", "llama_gqa", R"({"partial_rotary_factor": 0.5})", "/partial_rotary_factor",
      "only 1"},
-    {"rope_yarn", "llama_gqa",
-     R"({"rope_parameters": null, "rope_scaling": {"type": "yarn", "factor": 4}})",
-     "/rope_scaling/type", "\"yarn\" is not supported"},
+    {"rope_type", "llama_gqa",
+     R"({"rope_parameters": null, "rope_scaling": {"type": "axial", "factor": 4}})",
+     "/rope_scaling/type", "\"axial\" is not supported"},
     {"rope_dynamic", "llama_gqa", R"({"rope_parameters": {"rope_type": "dynamic"}})",
-     "/rope_parameters/rope_type", "\"dynamic\" is not supported"},
+     "/rope_parameters/factor", "missing"},
     {"rope_no_type", "llama_linear", R"({"rope_scaling": {"type": null}})", "/rope_scaling/type",
      "missing"},
     {"rope_list", "llama_gqa", R"({"rope_parameters": [1]})", "/rope_parameters",
@@ -256,7 +323,8 @@ constexpr Refusal kRefusals[] = {
     {"indivisible", "llama_gqa", R"({"num_attention_heads": 3, "head_dim": null})",
      "/num_attention_heads", "64 is no multiple of the 3 heads"},
     {"kv_heads", "llama_gqa", R"({"num_key_value_heads": 3})", "", "must be a multiple of"},
-    {"odd_head", "llama_gqa", R"({"head_dim": 15})", "", "an even head size, found 15"},
+    {"odd_head", "llama_gqa", R"({"head_dim": 15})", "",
+     "an even number of channels, at most the 15 of a head, found 15"},
     {"many_layers", "llama_gqa", R"({"num_hidden_layers": 2000000000})", "/num_hidden_layers",
      "expected 1 to 4096"},
     {"head_dim", "llama_gqa", R"({"head_dim": 32})", "model.layers.0.self_attn.q_proj.weight",

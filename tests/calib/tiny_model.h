@@ -42,6 +42,7 @@ class TinyModel : public ModelReader {
     add("token_embd.weight", {config.vocab_size, hidden});
     if (!config.tied_embeddings) add("output.weight", {config.vocab_size, hidden});
     add("output_norm.weight", {hidden});
+    if (config.learned_positions) add("position_embd.weight", {config.max_context, hidden});
     for (int l = 0; l < config.num_layers; ++l) {
       const std::string prefix = "blk." + std::to_string(l) + ".";
       add(prefix + "attn_norm.weight", {hidden});

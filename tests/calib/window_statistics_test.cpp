@@ -155,13 +155,15 @@ TEST(WindowStatistics, MatchPlainLoopsAndFiniteDifferences) {
   constexpr std::uint64_t kSeed = 7;
   const Decoder decoder(model);
   LayerProfile found;
-  FisherPass{decoder, "tiny", kSeed, RunControl{}}.run(
-      std::vector<TextWindow>{window}, [&](std::size_t, int, const LayerTrace& trace) {
-        found = layer_sums(decoder, trace, kSinks);
+  ActivationStore activations(ActivationStore::kUnlimited, "");
+  const WindowBatch batch(&window, 1);
+  FisherPass{decoder, "tiny", kSeed, RunControl{}, activations}.run(
+      {&batch, 1}, [&](const TextWindow&, int layer, const LayerTrace& trace) {
+        found = layer_sums(decoder, layer, trace, kSinks);
         found.k.cross = found.v.cross = Array<float>({1, kKvHeads, kHeadDim, kHeadDim});
         found.k.phase = Array<float>({1, kKvHeads, kHeadDim, kHeadDim + 1});
         found.v.phase = Array<float>({1, kKvHeads, kHeadDim, 1});
-        store_coherent(decoder, trace, kSinks, 0, found);
+        store_coherent(decoder, layer, trace, kSinks, 0, found);
       });
   const Reference r = reference_of(model, window, kSeed);
 

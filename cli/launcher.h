@@ -1,0 +1,32 @@
+#pragma once
+// The processes of one command as torchrun and other launchers start them: RANK, WORLD_SIZE,
+// MASTER_ADDR, MASTER_PORT and LOCAL_RANK in the environment.
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <vector>
+
+#include "calib/model.h"
+#include "calib/peers.h"
+
+namespace kvplan::cli {
+
+struct LauncherOptions {
+  int timeout_seconds = 1800;
+};
+
+/// --peer-timeout.
+void add_launcher_options(CLI::App& command, LauncherOptions& options);
+
+/// Waits for the other processes; null when this one is alone (no WORLD_SIZE, or 1). ArgumentError:
+/// a variable is missing or no number (says which).
+std::unique_ptr<calib::Peers> connect_peers(const LauncherOptions& options);
+
+/// Whether this process prints results and writes files.
+bool is_first(const calib::Peers* peers);
+
+/// With peers "cuda" means the GPU of LOCAL_RANK.
+std::vector<calib::Device> own_devices(std::vector<calib::Device> devices,
+                                       const calib::Peers* peers);
+
+}  // namespace kvplan::cli
