@@ -20,6 +20,11 @@ void add_validate(CLI::App& app, GlobalOptions& global, Action& action);
 void add_compare(CLI::App& app, GlobalOptions& global, Action& action);
 void add_sweep(CLI::App& app, GlobalOptions& global, Action& action);
 void add_study(CLI::App& app, GlobalOptions& global, Action& action);
+void add_export(CLI::App& app, GlobalOptions& global, Action& action);
+void add_import(CLI::App& app, GlobalOptions& global, Action& action);
 void add_report(CLI::App& app, GlobalOptions& global, Action& action);
+void add_doctor(CLI::App& app, GlobalOptions& global, Action& action);
+void add_completion(CLI::App& app, GlobalOptions& global, Action& action);
+void add_man(CLI::App& app, GlobalOptions& global, Action& action);
 
 }  // namespace kvplan::cli

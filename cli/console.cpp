@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 namespace kvplan::cli {
 namespace {
@@ -18,17 +19,6 @@ std::size_t width_of(const std::string& s) {
 std::string padded(const std::string& s, std::size_t width, bool left) {
   std::string space(width - std::min(width, width_of(s)), ' ');
   return left ? s + space : space + s;
-}
-
-std::string clock_text(double seconds) {
-  char buffer[32];
-  const auto s = static_cast<long>(seconds + 0.5);
-  if (s < 3600) {
-    std::snprintf(buffer, sizeof buffer, "%ld:%02ld", s / 60, s % 60);
-  } else {
-    std::snprintf(buffer, sizeof buffer, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
-  }
-  return buffer;
 }
 
 }  // namespace
@@ -95,6 +85,25 @@ std::string megabytes(std::int64_t bytes) {
   return significant(static_cast<double>(bytes) / 1e6, 3) + " MB";
 }
 
+std::string duration(double seconds) {
+  char buffer[32];
+  const auto s = static_cast<long>(seconds + 0.5);
+  if (s < 3600) {
+    std::snprintf(buffer, sizeof buffer, "%ld:%02ld", s / 60, s % 60);
+  } else {
+    std::snprintf(buffer, sizeof buffer, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
+  }
+  return buffer;
+}
+
+std::string coloured(Colour colour, const std::string& text, int descriptor) {
+  const char* no_colour = std::getenv("NO_COLOR");
+  const char* terminal = std::getenv("TERM");
+  const bool plain = (no_colour && *no_colour) || !terminal || std::string_view(terminal) == "dumb";
+  if (plain || !isatty(descriptor)) return text;
+  return "\033[" + std::to_string(static_cast<int>(colour)) + "m" + text + "\033[0m";
+}
+
 ProgressPrinter::ProgressPrinter(Verbosity verbosity)
     : verbosity_(verbosity),
       terminal_(isatty(STDERR_FILENO) != 0),
@@ -120,12 +129,11 @@ void ProgressPrinter::operator()(const Progress& p) {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   const std::int64_t fresh = p.done - first_done_;
   std::string text = stage_ + " " + std::to_string(p.done) + "/" + std::to_string(p.total) + " " +
-                     std::string(p.unit) + ", " + clock_text(seconds);
+                     std::string(p.unit) + ", " + duration(seconds);
   if (fresh > 0 && p.done < p.total) {
-    text +=
-        ", " +
-        clock_text(seconds / static_cast<double>(fresh) * static_cast<double>(p.total - p.done)) +
-        " left";
+    text += ", " +
+            duration(seconds / static_cast<double>(fresh) * static_cast<double>(p.total - p.done)) +
+            " left";
   }
   if (terminal_) {
     const int filled = static_cast<int>(30 * p.done / p.total);

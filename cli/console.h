@@ -34,6 +34,13 @@ std::string fixed(double x, int decimals);
 std::string percent(double fraction, int decimals = 1);
 /// "9.1 MB".
 std::string megabytes(std::int64_t bytes);
+/// "2:05" or "1:02:05".
+std::string duration(double seconds);
+
+enum class Colour { kRed = 31, kGreen = 32, kYellow = 33 };
+/// `text` in that colour if `descriptor` is a terminal that shows colours and NO_COLOR is not set
+/// (https://no-color.org), else as it is.
+std::string coloured(Colour colour, const std::string& text, int descriptor);
 
 /// stderr: a bar with time left on a terminal, else a line every tenth of the work.
 class ProgressPrinter {

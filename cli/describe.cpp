@@ -154,6 +154,37 @@ std::string widths_text(const SidePlan& side, int outlier_bits) {
   return out;
 }
 
+std::string rope_text(const RopeSpec& rope) {
+  const auto& scaling = rope.scaling;
+  return significant(rope.base, 6) +
+         (!scaling ? ""
+          : scaling->type == "longrope"
+              ? ", scaling longrope beyond " + std::to_string(scaling->original_context) + " tokens"
+              : ", scaling " + scaling->type + " x" + significant(scaling->factor, 4));
+}
+
+std::string rotary_text(const calib::ModelConfig& c) {
+  if (c.rotary_dim == 0) return "none";
+  return std::to_string(c.rotary_dim) + ", " + rope_text(c.rope) +
+         (c.local_rope ? "; layers with a window " + rope_text(*c.local_rope) : "");
+}
+
+/// What differs from scores / sqrt(head_dim) over all earlier tokens.
+std::string attention_text(const calib::ModelConfig& c) {
+  const auto windows = std::ranges::count_if(c.windows, [](int w) { return w > 0; });
+  std::string out;
+  const auto add = [&](const std::string& text) { out += (out.empty() ? "" : ", ") + text; };
+  if (windows > 0)
+    add("window " + std::to_string(std::ranges::max(c.windows)) + " in " + std::to_string(windows) +
+        " of " + std::to_string(c.num_layers) + " layers");
+  if (c.attention_scale != 0) add("scale " + significant(c.attention_scale, 4));
+  if (c.attention_soft_cap > 0) add("scores capped at " + significant(c.attention_soft_cap, 4));
+  if (c.logit_soft_cap > 0) add("logits capped at " + significant(c.logit_soft_cap, 4));
+  if (c.head_norms) add("norm of each query and key");
+  if (c.learned_positions) add("learned positions");
+  return out.empty() ? "plain" : out;
+}
+
 }  // namespace
 
 std::string describe(const calib::ModelReader& model) {
@@ -167,9 +198,8 @@ std::string describe(const calib::ModelReader& model) {
   t.add_row({"query heads, KV heads, head_dim", std::to_string(c.query_heads) + ", " +
                                                     std::to_string(c.kv_heads) + ", " +
                                                     std::to_string(c.head_dim)});
-  t.add_row({"rotary dims, base", std::to_string(c.rotary_dim) + ", " +
-                                      significant(c.rope.base, 6) +
-                                      (c.rope.scaling ? ", scaling " + c.rope.scaling->type : "")});
+  t.add_row({"rotary dims, base", rotary_text(c)});
+  t.add_row({"attention", attention_text(c)});
   t.add_row({"vocabulary", std::to_string(c.vocab_size) + (c.tied_embeddings ? " (tied)" : "")});
   t.add_row({"trained context", std::to_string(c.max_context)});
   t.add_row({"fp16 KV cache per token", std::to_string(2 * elements_per_token(s)) + " bytes"});
@@ -219,7 +249,8 @@ std::string describe(const PlanBundle& bundle) {
          fixed(p.effective_bits_at_context, 4) + " at context " + std::to_string(p.context) +
          "), " + std::to_string(p.bytes_per_token) + " bytes per token, " +
          megabytes(p.static_bytes) + " static\n";
-  out += "quality  predicted KL " + significant(p.predicted_kl) + " nats per token\n";
+  if (!p.origin)
+    out += "quality  predicted KL " + significant(p.predicted_kl) + " nats per token\n";
   TextTable t(
       {"layer", "K bits", "V bits", "KL share", "K widths by group, heads apart", "V widths"});
   for (const auto& layer : p.layers) {
@@ -228,6 +259,18 @@ std::string describe(const PlanBundle& bundle) {
                widths_text(layer.v, p.variant.outlier_bits)});
   }
   return out + "\n" + t.text();
+}
+
+std::string validated_context(const Plan& plan, const Validation& v) {
+  return "validated in " + std::to_string(v.windows) + " windows of " + std::to_string(v.window) +
+         " tokens" +
+         (v.window < plan.context
+              ? ", shorter than the context of " + std::to_string(plan.context) +
+                    " that the plan is for: validate with --window " +
+                    std::to_string(plan.context) + " to cover it"
+              : ", which cover the context of " + std::to_string(plan.context) +
+                    " that the plan is for") +
+         "\n";
 }
 
 std::string describe(const Validation& v, bool markdown) {

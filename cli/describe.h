@@ -14,5 +14,7 @@ std::string describe(const calib::ModelReader& model);
 std::string describe(const Profile& profile);
 std::string describe(const PlanBundle& bundle);
 std::string describe(const Validation& validation, bool markdown = false);
+/// One line: which context a plan was validated for, beside the one it is planned for.
+std::string validated_context(const Plan& plan, const Validation& validation);
 
 }  // namespace kvplan::cli

@@ -17,6 +17,12 @@ int run(const std::filesystem::path& path, const GlobalOptions& global) {
   } else if (fs::exists(path / "plan.json") || path.filename() == "plan.json") {
     const auto bundle = read_plan(path);
     std::cout << (global.json ? plan_json(bundle) : describe(bundle));
+    const auto measured = (fs::is_directory(path) ? path : path.parent_path()) / "validation.json";
+    if (!global.json && fs::exists(measured)) {
+      const auto validation = read_validation(measured);
+      if (validation.plan_sha256 == bundle.sha256)
+        std::cout << '\n' << validated_context(bundle.plan, validation);
+    }
   } else if (path.filename() == "validation.json") {
     const auto validation = read_validation(path);
     std::cout << (global.json ? validation_json(validation) : describe(validation));

@@ -1,18 +1,25 @@
 // The kvplan command line: parses, calls the libraries, prints; maps errors to exit codes.
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <new>
 
+#include "cli/app_tree.h"
 #include "cli/commands.h"
 #include "schemas/error.h"
+#include "schemas/spelling.h"
 
 namespace {
 
 using namespace kvplan;
 
 int fail(int code, const char* what) {
-  std::fprintf(stderr, "kvplan: %s\n", what);
+  const std::string name = cli::coloured(cli::Colour::kRed, "kvplan:", STDERR_FILENO);
+  std::fprintf(stderr, "%s %s\n", name.c_str(), what);
   return code;
 }
 
@@ -44,6 +51,41 @@ int run(const cli::Action& action) {
   }
 }
 
+/// The flags and commands that a word at this place may be.
+std::vector<std::string> known_words(const cli::AppInfo& app, const cli::CommandInfo& command,
+                                     bool flag) {
+  std::vector<std::string> known;
+  if (!flag) {
+    if (&command == &app.program)
+      for (const auto& named : app.commands) known.push_back(named.name);
+    return known;
+  }
+  for (const auto* flags : {&command, &app.program})
+    for (const auto& info : flags->flags)
+      known.insert(known.end(), info.names.begin(), info.names.end());
+  return known;
+}
+
+/// What the first unknown word of the command line may have been meant to be.
+std::string suggestion(const CLI::App& app, int argc, char** argv) {
+  const auto info = cli::app_info(app);
+  const auto* command = &info.program;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word(argv[i], std::min(std::strlen(argv[i]), std::strcspn(argv[i], "=")));
+    const bool flag = word.starts_with("--");
+    if (word.starts_with('-') && !flag) continue;
+    const auto known = known_words(info, *command, flag);
+    if (command == &info.program) {
+      const auto named = std::ranges::find(info.commands, word, &cli::CommandInfo::name);
+      if (named != info.commands.end()) command = &*named;
+    }
+    if (known.empty() || std::ranges::find(known, word) != known.end()) continue;
+    // Words without a near name may be values of flags.
+    if (const std::string meant = spelling_suggestion(word, known); !meant.empty()) return meant;
+  }
+  return "";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -66,11 +108,22 @@ int main(int argc, char** argv) {
   cli::add_compare(app, global, action);
   cli::add_sweep(app, global, action);
   cli::add_study(app, global, action);
+  cli::add_export(app, global, action);
+  cli::add_import(app, global, action);
   cli::add_report(app, global, action);
+  cli::add_doctor(app, global, action);
+  cli::add_completion(app, global, action);
+  cli::add_man(app, global, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : 2;
+    if (app.exit(e) == 0) return 0;
+    const bool in_file = dynamic_cast<const CLI::ConfigError*>(&e) != nullptr;
+    const std::string meant = in_file ? "; in a --config file a flag stands, without its dashes, "
+                                        "below the name of its command, such as [plan]"
+                                      : suggestion(app, argc, argv);
+    if (!meant.empty()) std::fprintf(stderr, "kvplan: %s\n", meant.substr(2).c_str());
+    return 2;
   }
   cli::install_signal_handlers();
   return run(action);

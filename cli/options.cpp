@@ -1,8 +1,13 @@
 #include "cli/options.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <csignal>
+#include <cstdio>
 #include <map>
 #include <sstream>
+#include <string_view>
 
 #include "schemas/error.h"
 
@@ -14,6 +19,16 @@ volatile std::sig_atomic_t received_signal = 0;
 void on_signal(int signal) {
   received_signal = signal;
   std::signal(signal, SIG_DFL);
+}
+
+/// A mapped file that could not be read: an error of the disk, or the file became shorter. No
+/// exception may leave a signal handler.
+[[noreturn]] void on_read_error(int) {
+  constexpr std::string_view kMessage =
+      "kvplan: a file could not be read: the disk failed, or the file became shorter while in "
+      "use; state saved before is kept\n";
+  [[maybe_unused]] const auto written = ::write(STDERR_FILENO, kMessage.data(), kMessage.size());
+  ::_exit(7);
 }
 
 /// "A:B" with 0 <= A < B <= 1.
@@ -28,6 +43,17 @@ std::pair<double, double> parse_part(const std::string& part) {
         "'");
   }
   return {begin, end};
+}
+
+/// "cpu", "cuda" (the first GPU) or "cuda:N".
+calib::Device parse_device(const std::string& text) {
+  if (text == "cpu") return calib::Device::kCpu;
+  if (text == "cuda") return calib::Device::kCuda;
+  int gpu = -1;
+  char end = 0;
+  if (std::sscanf(text.c_str(), "cuda:%d%c", &gpu, &end) != 1 || gpu < 0)
+    throw CLI::ValidationError("--device", "expected cpu, cuda or cuda:N, found '" + text + "'");
+  return {gpu};
 }
 
 }  // namespace
@@ -65,13 +91,43 @@ void add_dtype_option(CLI::App& command, calib::WeightType& weights) {
 }
 
 void add_device_option(CLI::App& command, calib::Device& device) {
-  const std::map<std::string, calib::Device> devices = {{"cpu", calib::Device::kCpu},
-                                                        {"cuda", calib::Device::kCuda}};
   command
-      .add_option("--device", device,
-                  "Where LibTorch holds the weights and does its part: cpu or cuda")
-      ->transform(CLI::CheckedTransformer(devices))
+      .add_option_function<std::string>(
+          "--device", [&device](const std::string& text) { device = parse_device(text); },
+          "Where LibTorch holds the weights and does its part: cpu, cuda or cuda:N")
       ->default_str("cpu");
+}
+
+void add_devices_option(CLI::App& command, std::vector<calib::Device>& devices) {
+  command
+      .add_option_function<std::string>(
+          "--device",
+          [&devices](const std::string& text) {
+            devices.clear();
+            for (const std::string& name : split_list(text)) {
+              devices.push_back(parse_device(name));
+              const bool mixed =
+                  devices.size() > 1 && (devices.front().is_cpu() || devices.back().is_cpu());
+              if (mixed || std::ranges::count(devices, devices.back()) > 1)
+                throw CLI::ValidationError("--device", "names " + name + " beside other devices");
+            }
+          },
+          "Where the model runs: cpu, cuda, or several GPUs that share the windows, such as "
+          "cuda:0,cuda:1")
+      ->default_str("cpu");
+}
+
+void add_memory_option(CLI::App& command, std::int64_t& bytes) {
+  command
+      .add_option_function<std::uint64_t>(
+          "--memory",
+          [&bytes](const std::uint64_t& size) {
+            bytes = static_cast<std::int64_t>(std::min(size, std::uint64_t{1} << 60));
+          },
+          "Memory to stay below, such as 2GiB: that of the process, or with --device cuda of each "
+          "GPU. Layers that do not fit are read from the model's file as they are used")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->check(CLI::PositiveNumber);
 }
 
 void add_model_text_options(CLI::App& command, ModelTextOptions& o, bool required) {
@@ -125,6 +181,7 @@ void install_signal_handlers() {
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGBUS, on_read_error);
 }
 
 std::vector<std::string> split_list(const std::string& text) {

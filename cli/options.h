@@ -31,13 +31,21 @@ struct ModelTextOptions {
   int window = 1024;
   int batch = 1;
   calib::WeightType weights = calib::WeightType::kFloat32;
+  std::vector<calib::Device> devices = {calib::Device::kCpu};
+  std::int64_t memory_bytes = 0;  // 0: no limit
 };
 
 /// --dtype.
 void add_dtype_option(CLI::App& command, calib::WeightType& weights);
 
-/// --device cpu|cuda.
+/// --device cpu|cuda|cuda:N.
 void add_device_option(CLI::App& command, calib::Device& device);
+
+/// --device with several GPUs, separated by commas; `devices` keeps its value without the flag.
+void add_devices_option(CLI::App& command, std::vector<calib::Device>& devices);
+
+/// --memory SIZE.
+void add_memory_option(CLI::App& command, std::int64_t& bytes);
 
 void add_model_text_options(CLI::App& command, ModelTextOptions& options, bool required = true);
 

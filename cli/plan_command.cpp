@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/describe.h"
 #include "cli/plan_trials.h"
+#include "cli/stack_plans.h"
 #include "planner/allocator.h"
 #include "planner/budget.h"
 #include "planner/constraints.h"
@@ -35,6 +36,7 @@ struct PlanFlags {
   std::vector<std::filesystem::path> corrections;
   TrialFlags trials;
   bool no_centre = false;
+  std::string stack;
 };
 
 constexpr int kPageTokens = 64;
@@ -211,6 +213,21 @@ planner::CorrectionCurve read_correction(const std::vector<std::filesystem::path
 PlanBundle make_plan(const Profile& profile, const std::string& profile_sha, const PlanFlags& flags,
                      const GlobalOptions& global) {
   if (names_codec(flags.policy)) return make_published_plan(profile, profile_sha, flags, global);
+  if (!flags.stack.empty()) {
+    BudgetSpec budget = parse_budget(flags);
+    if (budget.kind == "max_kl")
+      budget.value = read_correction(flags.corrections).predicted(budget.value);
+    PlanBundle bundle = plan_for_stack(profile, {.stack = flags.stack,
+                                                 .budget = budget,
+                                                 .context = flags.context,
+                                                 .batch = flags.batch,
+                                                 .seed = global.seed,
+                                                 .threads = global.threads,
+                                                 .profile_sha256 = profile_sha,
+                                                 .program = kProgram});
+    bundle.plan.budget = parse_budget(flags);
+    return bundle;
+  }
   quant::PlanHeader header;
   header.budget = parse_budget(flags);
   header.policy = flags.policy;
@@ -259,6 +276,9 @@ int run(const PlanFlags& flags, const GlobalOptions& global) {
                         " is a published rule for rotated codecs that fixes its widths: give "
                         "--codec rotated and no budget");
   }
+  if (!flags.stack.empty() && flags.policy != "fisher")
+    throw ArgumentError(
+        "plan: --for chooses among the stack's own formats, so it takes no --policy");
   require_absent(flags.out, global);
   const auto profile = read_profile(flags.profile);
   const std::string profile_sha = profile_sha256(flags.profile);
@@ -276,8 +296,8 @@ int run(const PlanFlags& flags, const GlobalOptions& global) {
   planner::CacheGeometry geometry;
   geometry.elements = elements_per_token(profile.model);
   geometry.context = flags.context;
-  geometry.sink_tokens = profile.sink_tokens;
-  geometry.page_tokens = kPageTokens;
+  geometry.sink_tokens = bundle.plan.sink_tokens;
+  geometry.page_tokens = bundle.plan.page_tokens;
   bundle.plan.effective_bits_at_context =
       planner::effective_bits_at_context(bundle.plan.effective_bits, geometry);
   if (!global.dry_run) write_plan(bundle, flags.out, global.force);
@@ -316,6 +336,10 @@ void add_plan(CLI::App& app, GlobalOptions& global, Action& action) {
                    "fisher, uniform, rank432, norm-ratio, outlier83, or a published codec by name, "
                    "such as q4_0 or turboquant:3+rht (docs/baselines.md)")
       ->capture_default_str();
+  auto* stack = command->add_option(
+      "--for", f->stack,
+      "Plan under the constraints of a serving stack, with what its own codecs cost: vllm, "
+      "vllm:DTYPE, llamacpp, llamacpp:ik, kvtuner, hf, lmdeploy, modelopt, sglang or kv-scales");
   command->add_option("--codec", f->codec, "calibrated or rotated")
       ->check(CLI::IsMember({"calibrated", "rotated"}))
       ->capture_default_str();
@@ -324,8 +348,10 @@ void add_plan(CLI::App& app, GlobalOptions& global, Action& action) {
                    "scalar, or tcq: trellis code for widths 1 to 4 (calibrated codec)")
       ->check(CLI::IsMember({"scalar", "tcq"}))
       ->capture_default_str();
-  command->add_option("--codebook", f->codebooks,
-                      "WIDTH=lloyd_max|uniform (default: 2=uniform, others lloyd_max)");
+  command->add_option(
+      "--codebook", f->codebooks,
+      "WIDTH=lloyd_max|lloyd_max_byte|uniform (default: 2 and 8 uniform, 3..6 lloyd_max_byte, "
+      "others lloyd_max)");
   command->add_option("--group-size", f->group_size, "Coordinates that share a width")
       ->check(CLI::IsMember({8, 16, 32, 64, 128}))
       ->capture_default_str();
@@ -376,6 +402,10 @@ void add_plan(CLI::App& app, GlobalOptions& global, Action& action) {
       ->check(CLI::IsMember({"none", "tensor", "layer", "kv"}))
       ->capture_default_str();
   command->add_option("--skip-layers", f->skip_layers, "Layers kept in fp16")->delimiter(',');
+  for (const char* other :
+       {"--codec", "--code", "--codebook", "--group-size", "--norm", "--scale-rule", "--rotation",
+        "--outliers", "--max-width", "--widths", "--merge", "--skip-layers"})
+    stack->excludes(command->get_option(other));
   command->add_option("--out,-o", f->out, "Folder of the plan")->required();
   add_global_options(*command, global);
   command->callback([f, &global, &action] { action = [f, &global] { return run(*f, global); }; });

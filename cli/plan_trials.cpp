@@ -23,6 +23,8 @@ std::vector<calib::Trial> measure(const std::vector<NamedPlan>& plans, const Mod
   options.window = flags.input.window;
   options.threads = global.threads;
   options.weights = flags.input.weights;
+  options.devices = flags.input.devices;
+  options.memory_bytes = flags.input.memory_bytes;
   options.bootstrap_seed = global.seed;
   ProgressPrinter printer(global.verbosity());
   return calib::run_trials(*input.model, input.windows, candidates, flags.folds, options,
@@ -128,6 +130,9 @@ void add_trial_options(CLI::App& command, TrialFlags& f) {
   group->add_option("--window", f.input.window, "Tokens per window")
       ->check(CLI::Range(24, 1 << 20))
       ->capture_default_str();
+  add_dtype_option(*group, f.input.weights);
+  add_devices_option(*group, f.input.devices);
+  add_memory_option(*group, f.input.memory_bytes);
   group->add_option("--windows", f.windows, "Windows; the last quarter only checks the choice")
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();

@@ -1,9 +1,13 @@
 #include <cstdio>
 #include <iostream>
+#include <nlohmann/json.hpp>
 
 #include "calib/profiler.h"
+#include "calib/work_estimate.h"
 #include "cli/commands.h"
 #include "cli/describe.h"
+#include "cli/launcher.h"
+#include "schemas/atomic_file.h"
 #include "schemas/error.h"
 
 namespace kvplan::cli {
@@ -14,6 +18,7 @@ struct ProfileFlags {
   std::int64_t tokens = 65536;
   int sinks = 4, coherent = 64;
   std::string shard;
+  LauncherOptions launcher;
   std::filesystem::path out;
 };
 
@@ -35,6 +40,25 @@ void keep_shard(const std::string& shard, std::vector<calib::TextWindow>& window
   windows = part;
 }
 
+/// What --dry-run prints.
+void print_estimate(const calib::WorkEstimate& estimate, std::int64_t windows,
+                    const ProfileFlags& flags, const GlobalOptions& global) {
+  if (global.json) {
+    std::cout << nlohmann::json{{"command", "profile"},
+                                {"windows", windows},
+                                {"window", flags.input.window},
+                                {"out", flags.out.string()},
+                                {"estimated_seconds", estimate.seconds},
+                                {"estimated_memory_bytes", estimate.memory_bytes}}
+                     .dump(1)
+              << '\n';
+    return;
+  }
+  std::cout << "would profile " << windows << " windows of " << flags.input.window
+            << " tokens into " << flags.out.string() << ": about " << duration(estimate.seconds)
+            << ", " << megabytes(estimate.memory_bytes) << " of memory\n";
+}
+
 int run(const ProfileFlags& flags, const GlobalOptions& global) {
   if (flags.tokens < flags.input.window) {
     throw ArgumentError("--tokens " + std::to_string(flags.tokens) +
@@ -50,11 +74,6 @@ int run(const ProfileFlags& flags, const GlobalOptions& global) {
                                 " tokens in whole windows, " + std::to_string(flags.tokens) +
                                 " were asked for");
   }
-  if (global.dry_run) {
-    std::cout << "would profile " << windows << " windows of " << flags.input.window
-              << " tokens into " << flags.out.string() << '\n';
-    return 0;
-  }
   calib::ProfileOptions options;
   options.window = flags.input.window;
   options.batch = flags.input.batch;
@@ -63,15 +82,26 @@ int run(const ProfileFlags& flags, const GlobalOptions& global) {
   options.seed = global.seed;
   options.threads = global.threads;
   options.weights = flags.input.weights;
+  options.memory_bytes = flags.input.memory_bytes;
   options.program = kProgram;
-  if (global.force) {
+  if (global.dry_run) {
+    print_estimate(calib::estimate_profile(*input.model, windows, options), windows, flags, global);
+    return 0;
+  }
+  const auto peers = connect_peers(flags.launcher);
+  options.peers = peers.get();
+  options.devices = own_devices(flags.input.devices, peers.get());
+  if (global.force && is_first(peers.get())) {
+    const FolderLock lock(flags.out);  // the files of a run at work stay
     std::filesystem::remove(flags.out / "profile.json");
     std::filesystem::remove_all(flags.out / "checkpoint");
   }
-  ProgressPrinter printer(global.verbosity());
+  calib::in_lockstep(peers.get(),
+                     [] { return false; });  // nobody begins before the old state is gone
+  ProgressPrinter printer(is_first(peers.get()) ? global.verbosity() : Verbosity::kQuiet);
   const auto profile = calib::run_profile(*input.model, input.windows, input.source_infos(),
                                           options, flags.out, run_control(printer));
-  std::cout << (global.json ? profile_json(profile) : describe(profile));
+  if (is_first(peers.get())) std::cout << (global.json ? profile_json(profile) : describe(profile));
   return 0;
 }
 
@@ -97,6 +127,9 @@ void add_profile(CLI::App& app, GlobalOptions& global, Action& action) {
                    "Windows whose coherent sums are kept (cost of width 0)")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
+  add_devices_option(*command, flags->input.devices);
+  add_memory_option(*command, flags->input.memory_bytes);
+  add_launcher_options(*command, flags->launcher);
   command->add_option("--shard", flags->shard,
                       "I/N: profile only the I-th of N runs of windows, for `merge`");
   command

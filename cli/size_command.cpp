@@ -6,6 +6,7 @@
 
 #include "calib/model.h"
 #include "cli/commands.h"
+#include "cli/stack_plans.h"
 #include "quant/baselines.h"
 #include "quant/cache_size.h"
 #include "quant/page_layout.h"
@@ -20,6 +21,7 @@ struct SizeFlags {
   std::int64_t context = 4096;
   int batch = 1, query_tokens = 1, multiprocessors = quant::DecodeGrid{}.blocks, sink_tokens = 4;
   double gib = 0;
+  bool stacks = false;
 };
 
 struct Architecture {
@@ -153,7 +155,73 @@ double ratio(std::int64_t fp16, std::size_t bytes) {
   return static_cast<double>(fp16) / static_cast<double>(bytes);
 }
 
+ModelSpec find_model(const SizeFlags& flags) {
+  if (!flags.plan.empty()) return read_plan(flags.plan).plan.model;
+  return flags.model.empty() ? parse_architecture(flags.arch)
+                             : calib::open_model(flags.model)->spec();
+}
+
+/// Every stack and format in one table: tokens alone, without what a server keeps beside its cache.
+int run_stacks(const SizeFlags& flags, const GlobalOptions& global) {
+  const ModelSpec model = find_model(flags);
+  const std::int64_t tokens = flags.context * flags.batch,
+                     fp16_per_token = 2 * elements_per_token(model);
+  const auto sequences = [&](std::int64_t per_token) {
+    return static_cast<std::int64_t>(
+        flags.gib * 1024 * 1024 * 1024 /
+        (static_cast<double>(per_token) * static_cast<double>(flags.context)));
+  };
+  auto sizes = stack_sizes(model);
+  sizes.insert(sizes.begin(),
+               {.stack = "any", .format = "fp16", .bytes_per_token = fp16_per_token});
+  nlohmann::json rows = nlohmann::json::array();
+  std::vector<std::string> header = {"stack", "K, V", "bytes per token", "bits", "MB", "x smaller"};
+  if (flags.gib > 0) header.push_back("sequences");
+  TextTable table(header);
+  for (const StackSize& size : sizes) {
+    const double bits = 8.0 * static_cast<double>(size.bytes_per_token) /
+                        static_cast<double>(elements_per_token(model));
+    nlohmann::json row = {{"stack", size.stack},
+                          {"format", size.format},
+                          {"bytes_per_token", size.bytes_per_token},
+                          {"bits", bits},
+                          {"bytes", size.bytes_per_token * tokens}};
+    std::vector<std::string> line = {
+        size.stack,
+        size.format,
+        std::to_string(size.bytes_per_token),
+        fixed(bits, 3),
+        megabytes(size.bytes_per_token * tokens),
+        fixed(ratio(fp16_per_token, static_cast<std::size_t>(size.bytes_per_token)), 2)};
+    if (flags.gib > 0) {
+      row["sequences"] = sequences(size.bytes_per_token);
+      line.push_back(std::to_string(sequences(size.bytes_per_token)));
+    }
+    rows.push_back(std::move(row));
+    table.add_row(std::move(line));
+  }
+  if (global.json) {
+    nlohmann::json j = {{"format", "kvplan.stack_sizes"},
+                        {"version", 1},
+                        {"context", flags.context},
+                        {"batch", flags.batch},
+                        {"rows", rows}};
+    if (flags.gib > 0) j["gib"] = flags.gib;
+    std::cout << j.dump(2) << '\n';
+    return 0;
+  }
+  std::cout << flags.batch << (flags.batch == 1 ? " sequence of " : " sequences of ")
+            << flags.context << " tokens"
+            << (flags.gib > 0
+                    ? ", and how many such sequences " + significant(flags.gib) + " GiB hold"
+                    : "")
+            << "\n\n"
+            << table.text();
+  return 0;
+}
+
 int run(const SizeFlags& flags, const GlobalOptions& global) {
+  if (flags.stacks) return run_stacks(flags, global);
   const PlanBundle bundle = find_plan(flags, global);
   const Sizes sizes(bundle, flags);
   const quant::CacheSize size = sizes.of(flags.context, flags.batch);
@@ -226,14 +294,19 @@ void add_size(CLI::App& app, GlobalOptions& global, Action& action) {
                                  "A published codec instead of a plan, such as turboquant:4 "
                                  "(docs/baselines.md); the model by --model or --arch")
                     ->excludes(plan);
+  command
+      ->add_flag("--stacks", f->stacks,
+                 "The cache in every format of every serving stack instead, by --plan's model, "
+                 "--model or --arch")
+      ->excludes(codec);
   auto* model =
       command
           ->add_option("--model,-m", f->model, "GGUF file, or Hugging Face folder with config.json")
-          ->needs(codec);
+          ->excludes(plan);
   command
       ->add_option("--arch", f->arch,
                    "LAYERSxQUERY_HEADSxKV_HEADSxHEAD_DIM, or a name such as llama-3.1-8b")
-      ->needs(codec)
+      ->excludes(plan)
       ->excludes(model);
   command->add_option("--context", f->context, "Tokens of a sequence")
       ->check(CLI::Range(std::int64_t{1}, kMostTokens))
@@ -259,8 +332,9 @@ void add_size(CLI::App& app, GlobalOptions& global, Action& action) {
       ->check(CLI::PositiveNumber);
   add_global_options(*command, global);
   command->callback([f, &global, &action] {
-    if (f->plan.empty() && (f->codec.empty() || (f->model.empty() && f->arch.empty())))
-      throw CLI::RequiredError("--plan, or --for with --model or --arch,");
+    if (f->plan.empty() &&
+        ((f->codec.empty() && !f->stacks) || (f->model.empty() && f->arch.empty())))
+      throw CLI::RequiredError("--plan, or --for or --stacks with --model or --arch,");
     action = [f, &global] { return run(*f, global); };
   });
 }

@@ -9,7 +9,9 @@
 #include "calib/text_results.h"
 #include "cli/commands.h"
 #include "cli/describe.h"
+#include "cli/launcher.h"
 #include "cli/runtimes.h"
+#include "cli/stack_plans.h"
 #include "quant/baselines.h"
 #include "schemas/error.h"
 
@@ -19,8 +21,9 @@ namespace {
 struct ValidateFlags {
   ModelTextOptions input;
   std::vector<std::filesystem::path> plans;
+  std::vector<std::string> stacks;
   std::string baselines = "nearest", modes = "worst", runtimes = calib::kSimulation, gate;
-  calib::Device device = calib::Device::kCpu;
+  LauncherOptions launcher;
   std::int64_t windows = 24;
   std::filesystem::path out;
   bool passkey = false;
@@ -168,6 +171,10 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
                                            calib::rotary_frequencies(input.model->config())));
     candidates.push_back({name, nullptr});
   }
+  for (const auto& stack : flags.stacks) {
+    bundles.push_back(plan_on_stack(bundles.front(), stack));
+    candidates.push_back({stack, nullptr});
+  }
   for (std::size_t i = 0; i < bundles.size(); ++i) candidates[i].bundle = &bundles[i];
   const TaskInputs tasks(flags, input, global.seed);
   if (global.dry_run) {
@@ -183,11 +190,15 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
   options.modes = split_list(flags.modes);
   options.threads = global.threads;
   options.weights = flags.input.weights;
-  options.device = flags.device;
+  const auto peers = connect_peers(flags.launcher);
+  options.peers = peers.get();
+  options.devices = own_devices(flags.input.devices, peers.get());
+  options.memory_bytes = flags.input.memory_bytes;
+  options.spill_folder = out.has_parent_path() ? out.parent_path() : ".";
   options.bootstrap_seed = global.seed;
   options.plan_name = "plan";
   options.partial_file = out.string() + ".partial";
-  ProgressPrinter printer(global.verbosity());
+  ProgressPrinter printer(is_first(peers.get()) ? global.verbosity() : Verbosity::kQuiet);
   Validation validation =
       calib::evaluate(*input.model, input.windows, candidates, options, run_control(printer));
   validation.plan_sha256 = bundles.front().sha256;
@@ -208,6 +219,10 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
     validation.by_text =
         calib::results_by_text(scores, input.windows, validation.text_names, candidates, options);
   }
+  if (!is_first(peers.get())) {
+    std::filesystem::remove(calib::own_partial_file(options));
+    return 0;
+  }
   if (!tasks.passkey.empty())
     validation.passkey = calib::check_passkey(*input.model, tasks.passkey, candidates, options,
                                               run_control(printer));
@@ -218,7 +233,7 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
   }
   validation.gates = calib::apply_gates(gates, validation, "plan");
   write_validation(validation, out);
-  std::filesystem::remove(options.partial_file);
+  std::filesystem::remove(calib::own_partial_file(options));
   std::cout << (global.json ? validation_json(validation) : describe(validation, flags.markdown));
   for (const auto& gate : validation.gates) {
     if (!gate.passed) return 6;
@@ -243,6 +258,11 @@ void add_validate(CLI::App& app, GlobalOptions& global, Action& action) {
                    "nearest (q8_0, q4_0, TurboQuant and KIVI at the nearest bits), none, or a list "
                    "such as q4_0,turboquant:3,kivi:2")
       ->capture_default_str();
+  command->add_option(
+      "--as", f->stacks,
+      "Also what a serving stack would do with the export of the plan: vllm, vllm:DTYPE, "
+      "llamacpp, llamacpp:DIALECT, kvtuner, hf, lmdeploy, modelopt, sglang, kv-scales, or "
+      "llamacpp:K,V with two types; may be repeated");
   command
       ->add_option("--windows", f->windows,
                    "Windows to evaluate, from the beginning of the part; 0: all")
@@ -260,7 +280,9 @@ void add_validate(CLI::App& app, GlobalOptions& global, Action& action) {
           "What the plans run through in mode decode: cpu (round trips through the codecs), "
           "reference (packed pages on the CPU), cuda (the GPU), or several with commas")
       ->capture_default_str();
-  add_device_option(*command, f->device);
+  add_devices_option(*command, f->input.devices);
+  add_memory_option(*command, f->input.memory_bytes);
+  add_launcher_options(*command, f->launcher);
   command->add_option("--gate", f->gate,
                       "Fail with exit code 6 unless, for example, 'kl<=.05,ppl_rise<=.03'");
   add_passkey_options(*command, *f);

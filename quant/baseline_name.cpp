@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <charconv>
 #include <initializer_list>
 #include <optional>
@@ -22,23 +23,40 @@ constexpr const char* kForms =
     "int:B or int:K/V (options gN), polar:B (options edge, a rotation, heads), turboquant:B or "
     "turboquant:K/V (options joined with +: haar|hadamard|rht|rht2|none, heads, "
     "one|nc|biased|unbiased, beta|gauss|uniform, block=N, std, centre, prod|prodkv, "
-    "rademacher|orthogonal, m=N|Nd|d/N, split=N|outliers=N)";
+    "rademacher|orthogonal, m=N|Nd|d/N, split=N|outliers=N); of serving stacks: q6_0, +wht=T after "
+    "a "
+    "ggml format, fp8_e4m3+tensor, fp8_e4m3+unit, nvfp4+unit, int8_per_token_head, "
+    "int4_per_token_head, turboquant_k8v4, turboquant_4bit_nc, turboquant_k3v4_nc, "
+    "turboquant_3bit_nc, kvtuner:B (option pertoken), hf:B (option gN), lmdeploy_int8, "
+    "lmdeploy_int4, lmdeploy_turbo";
 
 struct FixedCodec {
   std::string_view name;
-  int bits;
+  int k_bits, v_bits;
+  bool stack = false;  // of a serving stack alone
+  bool ggml = false;   // takes a Hadamard transform
 };
-constexpr std::array<FixedCodec, 11> kFixed = {{{"fp16", kFp16Width},
-                                                {"q8_0", 8},
-                                                {"q4_0", 4},
-                                                {"q4_1", 4},
-                                                {"q5_0", 5},
-                                                {"q5_1", 5},
-                                                {"iq4_nl", 4},
-                                                {"nvfp4", 4},
-                                                {"mxfp4", 4},
-                                                {"fp8_e4m3", 8},
-                                                {"fp8_e5m2", 8}}};
+constexpr std::array<FixedCodec, 21> kFixed = {{{"fp16", kFp16Width, kFp16Width},
+                                                {"q8_0", 8, 8, false, true},
+                                                {"q6_0", 6, 6, true, true},
+                                                {"q4_0", 4, 4, false, true},
+                                                {"q4_1", 4, 4, false, true},
+                                                {"q5_0", 5, 5, false, true},
+                                                {"q5_1", 5, 5, false, true},
+                                                {"iq4_nl", 4, 4, false, true},
+                                                {"nvfp4", 4, 4},
+                                                {"mxfp4", 4, 4},
+                                                {"fp8_e4m3", 8, 8},
+                                                {"fp8_e5m2", 8, 8},
+                                                {"int8_per_token_head", 8, 8, true},
+                                                {"int4_per_token_head", 4, 4, true},
+                                                {"turboquant_k8v4", 8, 4, true},
+                                                {"turboquant_4bit_nc", 4, 4, true},
+                                                {"turboquant_k3v4_nc", 3, 4, true},
+                                                {"turboquant_3bit_nc", 3, 3, true},
+                                                {"lmdeploy_int8", 8, 8, true},
+                                                {"lmdeploy_int4", 4, 4, true},
+                                                {"lmdeploy_turbo", 3, 2, true}}};
 
 std::optional<int> parse_integer(std::string_view text, int lowest, int highest) {
   int value = 0;
@@ -63,9 +81,15 @@ class Parser {
     const auto fixed = std::ranges::find(kFixed, family, &FixedCodec::name);
     if (fixed != kFixed.end()) {
       if (colon != std::string_view::npos) refuse("it takes no bits");
-      spec_.k_bits = spec_.v_bits = fixed->bits;
+      spec_.k_bits = fixed->k_bits;
+      spec_.v_bits = fixed->v_bits;
+      spec_.stack = fixed->stack;
+      ggml_ = fixed->ggml;
     } else if (family == "kivi") {
       parse_bits(bits, 1, false);
+    } else if (family == "kvtuner" || family == "hf") {
+      parse_bits(bits, 1, false);
+      spec_.stack = true;
     } else if (family == "int") {
       parse_bits(bits, 2, true);
     } else if (family == "turboquant" || family == "polar") {
@@ -119,7 +143,19 @@ class Parser {
   }
 
   bool take_option(std::string_view family, std::string_view option) {
-    if (family == "int") return take_group(option);
+    if (family == "int" || family == "hf") return take_group(option);
+    if (family == "kvtuner" && option == "pertoken") {
+      claim("scheme");
+      spec_.channel_keys = false;
+      return true;
+    }
+    if (ggml_) return take_transform(option);
+    if ((family == "nvfp4" && option == "unit") ||
+        (family == "fp8_e4m3" && (option == "unit" || option == "tensor"))) {
+      claim("scale");
+      spec_.scales = option;
+      return spec_.stack = true;
+    }
     if (family == "polar" && option == "edge") {
       claim("bin's point");
       spec_.code = "polar_edge";
@@ -140,6 +176,17 @@ class Parser {
     claim("group");
     spec_.group_size = *size;
     return true;
+  }
+
+  bool take_transform(std::string_view option) {
+    if (!option.starts_with("wht=")) return false;
+    claim("transform");
+    const auto tile = parse_integer(option.substr(4), 2, head_dim_);
+    if (!tile || !std::has_single_bit(static_cast<unsigned>(*tile)) || head_dim_ % *tile != 0)
+      refuse("a Hadamard transform needs a power of two that divides the head dimension " +
+             std::to_string(head_dim_));
+    spec_.wht = *tile;
+    return spec_.stack = true;
   }
 
   bool take_rotation(std::string_view option) {
@@ -268,6 +315,7 @@ class Parser {
 
   std::string_view name_;
   int head_dim_;
+  bool ggml_ = false;
   BaselineSpec spec_;
   std::set<std::string> topics_;
 };

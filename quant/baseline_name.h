@@ -20,6 +20,12 @@ struct BaselineSpec {
   int outliers = 0;       // channels per head that a profile picks
   RotationSpec rotation;  // seed 0
   RotatedVariant variant;
+  // What serving stacks do; a side says it by its own name (SidePlan::codec).
+  bool stack = false;           // a plan cannot say it otherwise
+  int wht = 0;                  // coordinates that an unsigned Hadamard transform mixes first
+  std::string scales = "head";  // static scales of small floats: head | tensor | unit
+  bool channel_keys = true;     // kvtuner: keys by channel over tokens; else as values
+  bool ggml() const { return codec.starts_with("q") || codec == "iq4_nl"; }
   int bits(Side side) const { return side == Side::kKey ? k_bits : v_bits; }
 };
 

@@ -23,10 +23,6 @@ bool divides_into_blocks(const ModelSpec& model) {
   return std::int64_t{model.kv_heads} * model.head_dim % kBlock == 0;
 }
 
-bool is_ggml_format(const std::string& codec) {
-  return codec.starts_with("q") || codec == "iq4_nl";
-}
-
 int nearest_bits(double bits) {
   return std::clamp(static_cast<int>(std::lround(std::clamp(bits, 1.0, double{kMaxBits}))), 1,
                     kMaxBits);
@@ -76,7 +72,9 @@ void fill_layers(const BaselineSpec& spec, const Profile* profile, PlanBundle& b
   for (int index = 0; index < plan.model.num_layers; ++index) {
     LayerPlan& layer = plan.layers.emplace_back();
     layer.index = index;
-    bundle.tensors.layers.emplace_back().inv_freq = inv_freq;
+    layer.kind = layer_kind(plan.model, index);
+    bundle.tensors.layers.emplace_back().inv_freq =
+        profile ? profile->layers[static_cast<std::size_t>(index)].inv_freq : inv_freq;
     for (const Side side : kSides) {
       SidePlan& own = layer.side(side);
       for (std::size_t h = 0; h < heads; ++h) {
@@ -88,6 +86,7 @@ void fill_layers(const BaselineSpec& spec, const Profile* profile, PlanBundle& b
               spec.outliers);
         own.bits += payload_bits(plan, head, side) / static_cast<double>(heads);
       }
+      if (spec.stack) own.codec = plan.policy;
     }
   }
 }
@@ -95,7 +94,9 @@ void fill_layers(const BaselineSpec& spec, const Profile* profile, PlanBundle& b
 /// Largest magnitudes for static scales and, if the plan centres, means.
 void fill_tensors(const Profile& profile, PlanBundle& bundle) {
   const std::int64_t heads = bundle.plan.model.kv_heads, d = bundle.plan.model.head_dim;
-  const bool scaled = bundle.plan.codec.starts_with("fp8") || bundle.plan.codec == "nvfp4";
+  const std::string& own = bundle.plan.layers.front().k.codec;
+  const std::string& codec = own.empty() ? bundle.plan.codec : own;
+  const bool scaled = codec.starts_with("fp8") || codec.starts_with("nvfp4");
   const auto tokens = static_cast<double>(profile.tokens);
   const auto mean_of = [&](const Array<double>& sum) {
     Array<float> mean({heads, d});
@@ -184,7 +185,7 @@ PlanBundle baseline_plan(std::string_view name, const ModelSpec& model, int sink
                          const std::vector<double>& inv_freq, const Profile* profile) {
   check_arguments(name, model, sink_tokens, context, profile);
   const BaselineSpec spec = parse_baseline(name, model.head_dim);
-  if (is_ggml_format(spec.codec) && !divides_into_blocks(model))
+  if (spec.ggml() && !divides_into_blocks(model))
     throw ArgumentError(std::string(name) + " needs kv_heads x head_dim to be a multiple of " +
                         std::to_string(kBlock) + ", the model has " +
                         std::to_string(model.kv_heads) + " x " + std::to_string(model.head_dim));
@@ -200,7 +201,7 @@ PlanBundle baseline_plan(std::string_view name, const ModelSpec& model, int sink
   plan.seed = seed;
   plan.budget.kind = "none";
   plan.policy = name;
-  plan.codec = spec.codec;
+  plan.codec = spec.stack ? "fp16" : spec.codec;  // stack: each side names its own
   plan.code = spec.code;
   plan.norm = spec.norm;
   plan.scale_rule = spec.scale_rule;

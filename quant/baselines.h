@@ -22,10 +22,18 @@ namespace kvplan::quant {
 ///                              norm; options follow, each after a "+":
 ///     haar hadamard rht rht2 none | heads | one nc biased unbiased | beta gauss uniform | block=N
 ///     std | prod prodkv | rademacher orthogonal | m=N m=Nd m=d/N | split=N outliers=N | centre
-/// `seed` is the rotation seed. A profile of the model is needed by split, outliers (the channels
-/// of largest E x^2 after rotary in each head) and centre, and gives fp8 and nvfp4 their static
-/// scales (1 without it); the plan then names the profile's texts. ArgumentError names the
-/// accepted forms, or what the model lacks.
+/// What serving stacks store, by their own names; K and V differ in some:
+///   q6_0                       ik_llama.cpp
+///   q4_0+wht=T and so on       llama.cpp: an unsigned Hadamard transform of T coordinates first
+///   fp8_e4m3+tensor, +unit     one static scale of all heads, or 1; nvfp4+unit: tensor scale 1
+///   int8_per_token_head, int4_per_token_head                vLLM
+///   turboquant_k8v4, _4bit_nc, _k3v4_nc, _3bit_nc           vLLM
+///   kvtuner:B, kvtuner:B+pertoken, hf:B+gN                  B = 1..8
+///   lmdeploy_int8, lmdeploy_int4, lmdeploy_turbo
+/// `seed` is the rotation seed. `inv_freq` is that of all layers; a profile's has precedence. A
+/// profile of the model is needed by split, outliers (the channels of largest E x^2 after rotary in
+/// each head) and centre, and gives fp8 and nvfp4 their static scales (1 without it); the plan then
+/// names the profile's texts. ArgumentError names the accepted forms, or what the model lacks.
 PlanBundle baseline_plan(std::string_view name, const ModelSpec& model, int sink_tokens,
                          std::int64_t context, std::uint64_t seed,
                          const std::vector<double>& inv_freq, const Profile* profile = nullptr);

@@ -172,11 +172,43 @@ struct Iq4Nl {
   }
 };
 
+/// q6_0 of ik_llama.cpp: as q5_0 with a top level of 31 and two high bits, four of value j and j +
+/// 16 in nibble j / 8 of byte j % 8. Source: ggml/src/ggml-quants.c there, quantize_row_q6_0_ref.
+struct Q6_0 {
+  static constexpr std::size_t kBytes = 2 + 8 + kHalfBlock;
+  static constexpr int kZero = 32, kTop = 63;
+  static void encode(const float* x, std::byte* to) {
+    const float scale = largest_value(x) / -kZero, inverse = inverse_or_zero(scale);
+    store_half(to, scale);
+    Codes codes{};
+    for (std::size_t i = 0; i < kBlock; ++i)
+      codes[i] = static_cast<std::uint8_t>(
+          std::min(kTop, static_cast<int>(x[i] * inverse + (kZero + 0.5f))));
+    std::fill_n(to + 2, 8, std::byte{0});
+    for (std::size_t j = 0; j < kHalfBlock; ++j) {
+      const int high = codes[j] >> 4 | codes[j + kHalfBlock] >> 4 << 2;
+      to[2 + j % 8] |= static_cast<std::byte>(high << 4 * (j / 8));
+    }
+    store_nibbles(codes, to + 10);
+  }
+  static void decode(const std::byte* from, float* x) {
+    const float scale = load_half(from);
+    const Codes low = load_nibbles(from + 10);
+    for (std::size_t i = 0; i < kBlock; ++i) {
+      const std::size_t j = i % kHalfBlock;
+      const int high =
+          std::to_integer<int>(from[2 + j % 8]) >> 4 * (j / 8) >> (i < kHalfBlock ? 0 : 2);
+      x[i] = static_cast<float>((low[i] | (high & 3) << 4) - kZero) * scale;
+    }
+  }
+};
+
 template <class Format>
 class BlockCodec : public Codec {
  public:
-  explicit BlockCodec(HeadGeometry geometry)
-      : geometry_(geometry),
+  BlockCodec(HeadGeometry geometry, bool exact_input)
+      : exact_input_(exact_input),
+        geometry_(geometry),
         blocks_per_token_(static_cast<std::size_t>(geometry.kv_heads) *
                           static_cast<std::size_t>(geometry.head_dim) / kBlock) {}
 
@@ -188,7 +220,8 @@ class BlockCodec : public Codec {
   void encode(const KvShape& shape, std::int64_t first_position, std::span<const float> x,
               std::span<std::byte> codes) const override {
     require_buffers(geometry_, shape, first_position, x.size(), codes.size(), packed_bytes(shape));
-    const std::vector<float> rounded = rounded_to_half(shape, x);
+    const std::vector<float> rounded =
+        exact_input_ ? std::vector<float>(x.begin(), x.end()) : rounded_to_half(shape, x);
     for (std::size_t block = 0; block * kBlock < rounded.size(); ++block)
       Format::encode(&rounded[block * kBlock], &codes[block * Format::kBytes]);
   }
@@ -205,11 +238,25 @@ class BlockCodec : public Codec {
   }
 
  private:
+  bool exact_input_;
   HeadGeometry geometry_;
   std::size_t blocks_per_token_;
 };
 
 }  // namespace
+
+std::unique_ptr<Codec> make_ggml_codec(const std::string& format, HeadGeometry geometry,
+                                       bool exact_input) {
+  if (format == "q8_0") return std::make_unique<BlockCodec<Q8_0>>(geometry, exact_input);
+  if (format == "q6_0") return std::make_unique<BlockCodec<Q6_0>>(geometry, exact_input);
+  if (format == "q4_0") return std::make_unique<BlockCodec<Symmetric<4>>>(geometry, exact_input);
+  if (format == "q4_1") return std::make_unique<BlockCodec<Asymmetric<4>>>(geometry, exact_input);
+  if (format == "q5_0") return std::make_unique<BlockCodec<Symmetric<5>>>(geometry, exact_input);
+  if (format == "q5_1") return std::make_unique<BlockCodec<Asymmetric<5>>>(geometry, exact_input);
+  if (format == "iq4_nl") return std::make_unique<BlockCodec<Iq4Nl>>(geometry, exact_input);
+  throw InputError("plan.json", "/codec",
+                   "expected q8_0, q6_0, q4_0, q4_1, q5_0, q5_1 or iq4_nl, found " + format);
+}
 
 std::unique_ptr<Codec> make_block_codec(const PlanBundle& bundle, int layer, Side side) {
   side_plan(bundle, layer, side);
@@ -221,14 +268,7 @@ std::unique_ptr<Codec> make_block_codec(const PlanBundle& bundle, int layer, Sid
                      codec + " needs kv_heads x head_dim to be a multiple of " +
                          std::to_string(kBlock) + ", found " + std::to_string(model.kv_heads) +
                          " x " + std::to_string(model.head_dim));
-  if (codec == "q8_0") return std::make_unique<BlockCodec<Q8_0>>(geometry);
-  if (codec == "q4_0") return std::make_unique<BlockCodec<Symmetric<4>>>(geometry);
-  if (codec == "q4_1") return std::make_unique<BlockCodec<Asymmetric<4>>>(geometry);
-  if (codec == "q5_0") return std::make_unique<BlockCodec<Symmetric<5>>>(geometry);
-  if (codec == "q5_1") return std::make_unique<BlockCodec<Asymmetric<5>>>(geometry);
-  if (codec == "iq4_nl") return std::make_unique<BlockCodec<Iq4Nl>>(geometry);
-  throw InputError("plan.json", "/codec",
-                   "expected q8_0, q4_0, q4_1, q5_0, q5_1 or iq4_nl, found " + codec);
+  return make_ggml_codec(codec, geometry);
 }
 
 }  // namespace kvplan::quant

@@ -120,6 +120,7 @@ void Codec::decode_transformed(const KvShape&, std::span<const std::byte>, std::
 }
 
 std::unique_ptr<Codec> make_codec(const PlanBundle& bundle, int layer, Side side) {
+  if (!side_plan(bundle, layer, side).codec.empty()) return make_side_codec(bundle, layer, side);
   struct Family {
     std::string_view codec;
     std::initializer_list<std::string_view> codes;

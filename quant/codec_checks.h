@@ -44,5 +44,14 @@ std::unique_ptr<Codec> make_int_codec(const PlanBundle& bundle, int layer, Side 
 std::unique_ptr<Codec> make_float_codec(const PlanBundle& bundle, int layer, Side side);
 std::unique_ptr<Codec> make_kivi_codec(const PlanBundle& bundle, int layer, Side side);
 std::unique_ptr<Codec> make_fp16_codec(const PlanBundle& bundle, int layer, Side side);
+/// The side's own codec, SidePlan::codec.
+std::unique_ptr<Codec> make_side_codec(const PlanBundle& bundle, int layer, Side side);
+
+/// "q4_0" and its relatives. exact_input: take values as they are instead of rounding them to fp16.
+std::unique_ptr<Codec> make_ggml_codec(const std::string& format, HeadGeometry geometry,
+                                       bool exact_input = false);
+/// KVTuner's integers in groups of 32, with a whole zero point; keys by channel over tokens, or by
+/// token as values.
+std::unique_ptr<Codec> make_kvtuner_codec(HeadGeometry geometry, int bits, bool by_channel);
 
 }  // namespace kvplan::quant

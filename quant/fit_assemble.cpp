@@ -230,6 +230,7 @@ std::vector<LayerPlan> Fit::Impl::plan_layers(const std::vector<HeadChoice>& cho
   for (int l = 0; l < model.num_layers; ++l) {
     LayerPlan layer;
     layer.index = l;
+    layer.kind = layer_kind(model, l);
     double cost = 0;
     for (const Side side : kSides) {
       double rotated_cost = 0;

@@ -19,6 +19,20 @@ constexpr ::mode_t kFileMode = 0666;  // cut down by the umask
 
 std::string reason(int error) { return std::generic_category().message(error); }
 
+/// What a killed process left: NAME.tmp-PID.
+void remove_temporaries(const std::filesystem::path& folder) {
+  constexpr std::string_view kMark = ".tmp-";
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    const auto mark = name.rfind(kMark);
+    if (mark == std::string::npos) continue;
+    const std::string_view process = std::string_view(name).substr(mark + kMark.size());
+    if (!process.empty() && process.find_first_not_of("0123456789") == std::string_view::npos)
+      std::filesystem::remove(entry.path(), ignored);
+  }
+}
+
 }  // namespace
 
 AtomicFile::AtomicFile(const std::filesystem::path& path)
@@ -95,6 +109,7 @@ FolderLock::FolderLock(const std::filesystem::path& folder) {
     throw EnvironmentError(path.string(), "cannot lock: " + reason(error));
   }
   fd_ = fd;
+  remove_temporaries(folder);
 }
 
 FolderLock::~FolderLock() { ::close(fd_); }

@@ -43,7 +43,8 @@ void make_folder(const std::filesystem::path& folder);
 /// process.
 class FolderLock {
  public:
-  /// Makes the folder. EnvironmentError when another process holds the lock or the folder cannot be
+  /// Makes the folder and removes the temporary files that killed runs left in it (not in folders
+  /// inside). EnvironmentError when another process holds the lock or the folder cannot be
   /// made.
   explicit FolderLock(const std::filesystem::path& folder);
   ~FolderLock();

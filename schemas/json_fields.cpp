@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <utility>
 
 #include "schemas/atomic_file.h"
 #include "schemas/error.h"
+#include "schemas/spelling.h"
 
 namespace kvplan {
 namespace {
@@ -14,38 +14,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t kShownCharacters = 60;  // of a refused value in a message
-constexpr std::size_t kMaxSpellingErrors = 3;
 constexpr std::size_t kSha256Digits = 64;
-
-/// Insertions, deletions and replacements that turn a into b (Levenshtein 1966).
-std::size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t{0});
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    std::size_t diagonal = std::exchange(row[0], i + 1);
-    for (std::size_t j = 0; j < b.size(); ++j) {
-      const std::size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
-    }
-  }
-  return row.back();
-}
-
-template <class Names>
-std::string suggestion(std::string_view name, const Names& known) {
-  std::string_view best;
-  std::size_t least = kMaxSpellingErrors + 1;
-  if (name.size() > kShownCharacters) return "";
-  for (std::string_view candidate : known) {
-    const std::size_t distance = edit_distance(name, candidate);
-    if (distance < least) {
-      least = distance;
-      best = candidate;
-    }
-  }
-  return best.empty() ? "" : "; did you mean \"" + std::string(best) + "\"?";
-}
 
 std::string shown(const json& value) {
   if (value.is_object()) return "an object";
@@ -122,7 +91,7 @@ const json& JsonObject::at(const std::string& name) {
   known_.insert(name);
   const auto found = value_->find(name);
   if (found != value_->end()) return *found;
-  refuse(name, "field is missing" + suggestion(name, names()));
+  refuse(name, "field is missing" + spelling_suggestion(name, names()));
 }
 
 const json& JsonObject::array(const std::string& name) {
@@ -141,7 +110,7 @@ std::vector<std::string> JsonObject::names() const {
 
 void JsonObject::finish() const {
   for (const auto& [name, value] : value_->items()) {
-    if (!known_.contains(name)) refuse(name, "unknown field" + suggestion(name, known_));
+    if (!known_.contains(name)) refuse(name, "unknown field" + spelling_suggestion(name, known_));
   }
 }
 
@@ -213,8 +182,8 @@ std::string JsonObject::choice(const std::string& name, std::span<const std::str
   for (const std::string_view word : allowed) {
     list += (list.empty() ? "\"" : ", \"") + std::string(word) + "\"";
   }
-  refuse(name,
-         "expected one of " + list + ", found " + shown(at(name)) + suggestion(found, allowed));
+  refuse(name, "expected one of " + list + ", found " + shown(at(name)) +
+                   spelling_suggestion(found, allowed));
 }
 
 std::string JsonObject::choice_or_null(const std::string& name,

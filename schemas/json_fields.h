@@ -1,6 +1,6 @@
 #pragma once
-// Strict reading and deterministic writing of JSON documents. Private to schemas: no public header
-// includes nlohmann_json.
+// Strict reading and deterministic writing of JSON documents. Private to schemas and exporters: no
+// public header includes nlohmann_json.
 
 #include <cstdint>
 #include <limits>
@@ -37,6 +37,9 @@ class JsonObject {
 
   /// Checks the fields `format` and `version` that head each document.
   void require_format(std::string_view format, std::int64_t version);
+
+  /// For fields that may be absent.
+  bool has(const std::string& name) const { return value_->contains(name); }
 
   std::int64_t integer(const std::string& name, std::int64_t least = 0,
                        std::int64_t most = std::numeric_limits<std::int64_t>::max());

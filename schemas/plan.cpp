@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <system_error>
@@ -12,6 +13,7 @@
 #include "schemas/atomic_file.h"
 #include "schemas/error.h"
 #include "schemas/json_fields.h"
+#include "schemas/migrations.h"
 #include "schemas/model_json.h"
 #include "schemas/plan_tensors.h"
 #include "schemas/sha256.h"
@@ -38,7 +40,8 @@ constexpr std::array<std::string_view, 15> kCodecs = {
     "calibrated", "rotated", "kivi",     "int",      "q8_0",  "q4_0",  "q4_1", "q5_0",
     "q5_1",       "iq4_nl",  "fp8_e4m3", "fp8_e5m2", "nvfp4", "mxfp4", "fp16"};
 constexpr std::array<std::string_view, 4> kCodes = {"scalar", "tcq", "polar", "polar_edge"};
-constexpr std::array<std::string_view, 3> kCodebooks = {"lloyd_max", "lloyd_max_beta", "uniform"};
+constexpr std::array<std::string_view, 4> kCodebooks = {"lloyd_max", "lloyd_max_beta",
+                                                        "lloyd_max_byte", "uniform"};
 constexpr std::array<std::string_view, 4> kScaleRules = {"one", "norm_corrected", "biased",
                                                          "unbiased"};
 constexpr std::array<std::string_view, 3> kNorms = {"log8", "fp16", "fp16_std"};
@@ -49,8 +52,10 @@ constexpr std::array<std::string_view, 3> kRotationSides = {"k", "v", "kv"};
 constexpr std::array<std::string_view, 4> kSketches = {"none", "gaussian", "rademacher",
                                                        "orthogonal"};
 constexpr std::array<std::string_view, 2> kOutlierCodes = {"absmax", "rotated"};
-constexpr int kMaxSketchRows = 1 << 16;
-constexpr std::array<std::string_view, 1> kLayerKinds = {"full"};
+constexpr int kMaxSketchRows = 1 << 13;
+constexpr int kMaxSinkTokens = 1 << 16;
+constexpr int kMaxPageTokens = 1 << 16;
+constexpr std::array<std::string_view, 2> kLayerKinds = {"full", "sliding"};
 
 json optional_number(const std::optional<double>& number) {
   return number ? json(*number) : json(nullptr);
@@ -60,13 +65,20 @@ json side_to_json(const SidePlan& side) {
   json heads = json::array();
   for (const HeadPlan& head : side.heads)
     heads.push_back({{"widths", head.widths}, {"outliers", head.outliers}});
-  return {{"bits", side.bits}, {"heads", heads}};
+  json out = {{"bits", side.bits}, {"heads", heads}};
+  if (!side.codec.empty()) out["codec"] = side.codec;
+  return out;
 }
 
-json layer_to_json(const LayerPlan& layer) {
+/// Nobody predicted anything for an imported plan.
+json prediction(const Plan& plan, double value) {
+  return plan.origin ? json(nullptr) : json(value);
+}
+
+json layer_to_json(const LayerPlan& layer, const Plan& plan) {
   return {{"index", layer.index},
           {"kind", layer.kind},
-          {"predicted_kl_share", layer.predicted_kl_share},
+          {"predicted_kl_share", prediction(plan, layer.predicted_kl_share)},
           {"rotated_cost",
            {{"k", optional_number(layer.rotated_cost_k)},
             {"v", optional_number(layer.rotated_cost_v)}}},
@@ -76,7 +88,7 @@ json layer_to_json(const LayerPlan& layer) {
 
 json plan_to_json(const Plan& plan, const std::string& tensors_sha256) {
   json layers = json::array();
-  for (const LayerPlan& layer : plan.layers) layers.push_back(layer_to_json(layer));
+  for (const LayerPlan& layer : plan.layers) layers.push_back(layer_to_json(layer, plan));
   json front = json::array();
   for (const FrontPoint& point : plan.front) {
     front.push_back(
@@ -97,50 +109,53 @@ json plan_to_json(const Plan& plan, const std::string& tensors_sha256) {
     sources.push_back(source_to_json(source));
   json codebooks = json::object();
   for (const auto& [width, name] : plan.codebooks) codebooks[std::to_string(width)] = name;
-  return {{"format", kFormat},
-          {"version", kVersion},
-          {"model", model_to_json(plan.model)},
-          {"context", plan.context},
-          {"sink_tokens", plan.sink_tokens},
-          {"page_tokens", plan.page_tokens},
-          {"window", plan.window},
-          {"seed", plan.seed},
-          {"budget", {{"kind", plan.budget.kind}, {"value", plan.budget.value}}},
-          {"effective_bits", plan.effective_bits},
-          {"effective_bits_at_context", plan.effective_bits_at_context},
-          {"bytes_per_token", plan.bytes_per_token},
-          {"static_bytes", plan.static_bytes},
-          {"policy", plan.policy},
-          {"codec", plan.codec},
-          {"code", plan.code},
-          {"codebooks", codebooks},
-          {"group_size", plan.group_size},
-          {"scale_rule", plan.scale_rule},
-          {"norm", plan.norm},
-          {"centre", plan.centre},
-          {"rotation",
-           {{"kind", plan.rotation.kind},
-            {"rounds", plan.rotation.rounds},
-            {"scope", plan.rotation.scope},
-            {"seed", plan.rotation.seed},
-            {"sides", plan.rotation.sides}}},
-          {"variant",
-           {{"sketch", plan.variant.sketch},
-            {"sketch_rows", plan.variant.sketch_rows},
-            {"sketch_sides", plan.variant.sketch_sides},
-            {"outlier_code", plan.variant.outlier_code},
-            {"outlier_bits", plan.variant.outlier_bits},
-            {"norm_block", plan.variant.norm_block}}},
-          {"predicted_kl", plan.predicted_kl},
-          {"layers", layers},
-          {"front", front},
-          {"trials", trials},
-          {"provenance",
-           {{"profile_sha256", text_or_null(plan.provenance.profile_sha256)},
-            {"program", plan.provenance.program},
-            {"calibration_tokens", plan.provenance.calibration_tokens},
-            {"sources", sources}}},
-          {"tensors", {{"file", kTensorsFile}, {"sha256", tensors_sha256}}}};
+  json out = {{"format", kFormat},
+              {"version", kVersion},
+              {"model", model_to_json(plan.model)},
+              {"context", plan.context},
+              {"sink_tokens", plan.sink_tokens},
+              {"page_tokens", plan.page_tokens},
+              {"window", plan.window},
+              {"seed", plan.seed},
+              {"budget", {{"kind", plan.budget.kind}, {"value", plan.budget.value}}},
+              {"effective_bits", plan.effective_bits},
+              {"effective_bits_at_context", plan.effective_bits_at_context},
+              {"bytes_per_token", plan.bytes_per_token},
+              {"static_bytes", plan.static_bytes},
+              {"policy", plan.policy},
+              {"codec", plan.codec},
+              {"code", plan.code},
+              {"codebooks", codebooks},
+              {"group_size", plan.group_size},
+              {"scale_rule", plan.scale_rule},
+              {"norm", plan.norm},
+              {"centre", plan.centre},
+              {"rotation",
+               {{"kind", plan.rotation.kind},
+                {"rounds", plan.rotation.rounds},
+                {"scope", plan.rotation.scope},
+                {"seed", plan.rotation.seed},
+                {"sides", plan.rotation.sides}}},
+              {"variant",
+               {{"sketch", plan.variant.sketch},
+                {"sketch_rows", plan.variant.sketch_rows},
+                {"sketch_sides", plan.variant.sketch_sides},
+                {"outlier_code", plan.variant.outlier_code},
+                {"outlier_bits", plan.variant.outlier_bits},
+                {"norm_block", plan.variant.norm_block}}},
+              {"predicted_kl", prediction(plan, plan.predicted_kl)},
+              {"layers", layers},
+              {"front", front},
+              {"trials", trials},
+              {"provenance",
+               {{"profile_sha256", text_or_null(plan.provenance.profile_sha256)},
+                {"program", plan.provenance.program},
+                {"calibration_tokens", plan.provenance.calibration_tokens},
+                {"sources", sources}}},
+              {"tensors", {{"file", kTensorsFile}, {"sha256", tensors_sha256}}}};
+  if (plan.origin)
+    out["origin"] = {{"file_sha256", plan.origin->file_sha256}, {"tool", plan.origin->tool}};
+  return out;
 }
 
 HeadPlan head_from_json(JsonObject object, const Plan& plan) {
@@ -183,6 +198,7 @@ SidePlan side_from_json(JsonObject object, const Plan& plan) {
   side.bits = object.number("bits", 0, kFp16Width);
   for (JsonObject& head : object.objects("heads"))
     side.heads.push_back(head_from_json(std::move(head), plan));
+  if (object.has("codec")) side.codec = object.text("codec");
   if (side.heads.size() != static_cast<std::size_t>(plan.model.kv_heads)) {
     object.refuse("heads", "expected one entry for each of " + std::to_string(plan.model.kv_heads) +
                                " KV heads, found " + std::to_string(side.heads.size()));
@@ -195,11 +211,22 @@ SidePlan side_from_json(JsonObject object, const Plan& plan) {
   return side;
 }
 
+/// A number, or null in imported plans, where it reads as 0.
+double prediction_from_json(JsonObject& object, const std::string& name, const Plan& plan,
+                            double most) {
+  if (plan.origin && !object.number_or_null(name, 0)) return 0;
+  return object.number(name, 0, most);
+}
+
 LayerPlan layer_from_json(JsonObject object, const Plan& plan, int index) {
   LayerPlan layer;
   layer.index = object.small_integer("index", index, index);
   layer.kind = object.choice("kind", kLayerKinds);
-  layer.predicted_kl_share = object.number("predicted_kl_share", 0, 1 + kShareTolerance);
+  if (index < plan.model.num_layers && layer.kind != layer_kind(plan.model, index))
+    object.refuse("kind", std::string("expected ") + layer_kind(plan.model, index) +
+                              ", as the model's windows say, found " + layer.kind);
+  layer.predicted_kl_share =
+      prediction_from_json(object, "predicted_kl_share", plan, 1 + kShareTolerance);
   JsonObject cost = object.object("rotated_cost");
   layer.rotated_cost_k = cost.number_or_null("k", 0);
   layer.rotated_cost_v = cost.number_or_null("v", 0);
@@ -267,6 +294,14 @@ PlanTrial trial_from_json(JsonObject object) {
   return trial;
 }
 
+PlanOrigin origin_from_json(JsonObject object) {
+  PlanOrigin origin;
+  origin.file_sha256 = object.sha256("file_sha256");
+  origin.tool = object.text("tool");
+  object.finish();
+  return origin;
+}
+
 PlanProvenance provenance_from_json(JsonObject object) {
   PlanProvenance provenance;
   provenance.profile_sha256 = object.sha256_or_null("profile_sha256");
@@ -307,8 +342,8 @@ PlanDocument plan_from_json(const json& document, const std::string& file) {
   Plan& plan = out.plan;
   plan.model = model_from_json(object.object("model"));
   plan.context = object.integer("context");
-  plan.sink_tokens = object.small_integer("sink_tokens", 0);
-  plan.page_tokens = object.small_integer("page_tokens", 1);
+  plan.sink_tokens = object.small_integer("sink_tokens", 0, kMaxSinkTokens);
+  plan.page_tokens = object.small_integer("page_tokens", 1, kMaxPageTokens);
   plan.window = object.small_integer("window", 0);
   plan.seed = object.unsigned_integer("seed");
   JsonObject budget = object.object("budget");
@@ -334,7 +369,9 @@ PlanDocument plan_from_json(const json& document, const std::string& file) {
   plan.centre = object.boolean("centre");
   plan.rotation = rotation_from_json(object.object("rotation"));
   plan.variant = variant_from_json(object.object("variant"), plan);
-  plan.predicted_kl = object.number("predicted_kl", 0);
+  if (object.has("origin")) plan.origin = origin_from_json(object.object("origin"));
+  plan.predicted_kl =
+      prediction_from_json(object, "predicted_kl", plan, std::numeric_limits<double>::max());
   for (JsonObject& layer : object.objects("layers")) {
     plan.layers.push_back(
         layer_from_json(std::move(layer), plan, static_cast<int>(plan.layers.size())));
@@ -413,8 +450,9 @@ PlanBundle read_plan(const std::filesystem::path& path) {
   const std::filesystem::path file =
       std::filesystem::is_directory(path, error) ? path / "plan.json" : path;
   const std::string text = read_text_file(file, kMaxDocumentBytes);
-  PlanDocument document =
-      plan_from_json(parse_json(text, file.string(), kMaxDocumentDepth), file.string());
+  json parsed = parse_json(text, file.string(), kMaxDocumentDepth);
+  migrate_plan(parsed);
+  PlanDocument document = plan_from_json(parsed, file.string());
   PlanBundle bundle;
   bundle.plan = std::move(document.plan);
   bundle.tensors =

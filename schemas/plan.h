@@ -25,6 +25,8 @@ struct HeadPlan {
 struct SidePlan {
   double bits = 0;              // mean payload width over the heads
   std::vector<HeadPlan> heads;  // one per KV head
+  std::string codec = {};       // published name of this side's own codec (docs/baselines.md), in
+                                // plans that follow a serving stack; empty: Plan::codec
   bool operator==(const SidePlan&) const = default;
 };
 
@@ -85,6 +87,13 @@ struct PlanTrial {
   bool operator==(const PlanTrial&) const = default;
 };
 
+/// Where an imported plan comes from; policy is then "import:FORMAT".
+struct PlanOrigin {
+  std::string file_sha256;
+  std::string tool;  // "KVTuner", "ModelOpt"
+  bool operator==(const PlanOrigin&) const = default;
+};
+
 struct PlanProvenance {
   std::string profile_sha256;  // empty for baselines that need no profile
   std::string program;
@@ -118,11 +127,12 @@ struct Plan {
   bool centre = true;
   RotationSpec rotation;
   RotatedVariant variant;   // rotated codecs
-  double predicted_kl = 0;  // nats per token
+  double predicted_kl = 0;  // nats per token; null in the file for imports
   std::vector<LayerPlan> layers;
   std::vector<FrontPoint> front;
   std::vector<PlanTrial> trials;  // empty when nothing was measured
   PlanProvenance provenance;
+  std::optional<PlanOrigin> origin;  // imports only
 };
 
 struct SideTensors {

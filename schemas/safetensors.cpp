@@ -14,6 +14,7 @@
 #include "schemas/error.h"
 #include "schemas/json_fields.h"
 #include "schemas/sha256.h"
+#include "schemas/spelling.h"
 
 namespace kvplan {
 namespace {
@@ -220,7 +221,12 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path
 
 const SafetensorsEntry& SafetensorsFile::at(const std::string& name) const {
   const auto entry = entries_.find(name);
-  if (entry == entries_.end()) throw InputError(file_.path().string(), name, "tensor is missing");
+  if (entry == entries_.end()) {
+    std::vector<std::string_view> names;
+    for (const auto& [known, tensor] : entries_) names.push_back(known);
+    throw InputError(file_.path().string(), name,
+                     "tensor is missing" + spelling_suggestion(name, names));
+  }
   return entry->second;
 }
 

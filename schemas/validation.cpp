@@ -11,6 +11,7 @@
 #include "schemas/atomic_file.h"
 #include "schemas/error.h"
 #include "schemas/json_fields.h"
+#include "schemas/migrations.h"
 
 namespace kvplan {
 namespace {
@@ -321,7 +322,9 @@ void write_validation(const Validation& validation, const std::filesystem::path&
 }
 
 Validation read_validation(const std::filesystem::path& file) {
-  return validation_from_json(read_document(file.string()), file.string());
+  json document = read_document(file.string());
+  migrate_validation(document);
+  return validation_from_json(document, file.string());
 }
 
 }  // namespace kvplan

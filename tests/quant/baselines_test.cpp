@@ -118,7 +118,22 @@ INSTANTIATE_TEST_SUITE_P(
         BaselineRow{"turboquant:4+prod+m=2d", 4.875, .0260, .009132, .1},
         BaselineRow{"turboquant:2+prod+orthogonal", 2.375, .2046, .114526},
         BaselineRow{"polar:1", 8.5, .7268, .7268}, BaselineRow{"polar:3+rht", 9.5, .0510, .0510},
-        BaselineRow{"polar:3+edge", 9.5, .1994, .1994}),
+        BaselineRow{"polar:3+edge", 9.5, .1994, .1994}, BaselineRow{"q6_0", 6.5, .000453, .000453},
+        BaselineRow{"q4_0+wht=64", 4.5, .00736, .00736},
+        BaselineRow{"fp8_e4m3+unit", 8, .000702, .000702},
+        BaselineRow{"nvfp4+unit", 4.5, .00905, .00905},
+        BaselineRow{"int8_per_token_head", 8.5, 3.5e-05, 3.5e-05},
+        BaselineRow{"int4_per_token_head", 4.5, .00829, .00829},
+        BaselineRow{"turboquant_k8v4", 6.25, .000702, .00804},
+        BaselineRow{"turboquant_4bit_nc", 4.375, .00887, .00804},
+        BaselineRow{"turboquant_k3v4_nc", 3.875, .0329, .00804},
+        BaselineRow{"turboquant_3bit_nc", 3.375, .0329, .0369},
+        BaselineRow{"kvtuner:2", 3, .164, .165},
+        BaselineRow{"kvtuner:4+pertoken", 5, .00648, .00648},
+        BaselineRow{"hf:4+g64", 5, .00804, .00804},
+        BaselineRow{"lmdeploy_int8", 8.5, 2.9e-05, 2.9e-05},
+        BaselineRow{"lmdeploy_int4", 4.5, .00804, .00804},
+        BaselineRow{"lmdeploy_turbo", 3.375, .0123, .115}),
     [](const auto& row) { return test_name(row.param.name); });
 
 TEST(BaselinePlan, RefusesUnknownNames) {

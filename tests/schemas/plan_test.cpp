@@ -258,15 +258,59 @@ TEST(RequireSameModel, NamesTheFirstDifference) {
   EXPECT_THAT(error.what(), HasSubstr("expected 8 (the model at hand), found 16"));
 }
 
+/// The reader would refuse `field`, so nothing is written.
+void expect_not_written(const PlanBundle& bundle, const std::filesystem::path& path,
+                        const std::string& field) {
+  try {
+    write_plan(bundle, path);
+    ADD_FAILURE() << "written in spite of " << field;
+  } catch (const InternalError& error) {
+    EXPECT_THAT(error.what(), ::testing::HasSubstr(field));
+  }
+  EXPECT_FALSE(std::filesystem::exists(path));
+}
+
 TEST(RopeScaling, ComesBackAsWritten) {
   TemporaryFolder folder;
   PlanBundle bundle = example_plan();
+  RopeScaling dynamic{"dynamic", 4}, yarn{"yarn", 8}, longrope{"longrope", 32};
+  dynamic.original_context = 2048;
+  yarn.beta_fast = 16;
+  yarn.truncate = false;
+  yarn.attention_factor = longrope.attention_factor = 1.25;
+  const auto pairs = static_cast<std::size_t>(bundle.plan.model.rotary_dim / 2);
+  longrope.short_factors.assign(pairs, 1.5);
+  longrope.long_factors.assign(pairs, 7);
   for (const RopeScaling& scaling :
-       {RopeScaling{"linear", 4}, RopeScaling{"llama3", 32, 1.5, 4.5, 16384}}) {
+       {RopeScaling{"linear", 4}, RopeScaling{"llama3", 32, 1.5, 4.5, 16384}, dynamic, yarn,
+        longrope}) {
     bundle.plan.model.rope.scaling = scaling;
     write_plan(bundle, folder / scaling.type);
     EXPECT_EQ(read_plan(folder / scaling.type).plan.model.rope.scaling, scaling);
   }
+  longrope.long_factors.push_back(7);
+  bundle.plan.model.rope.scaling = longrope;
+  expect_not_written(bundle, folder / "long", "/model/rope/scaling/long_factors");
+}
+
+TEST(Windows, BelongToTheModel) {
+  TemporaryFolder folder;
+  PlanBundle bundle = example_plan();
+  ModelSpec& model = bundle.plan.model;
+  const ModelSpec plain = model;
+  model.windows.assign(static_cast<std::size_t>(model.num_layers), 0);
+  model.windows.front() = 128;
+  model.local_rope = RopeSpec{"half", 5000, {}};
+  bundle.plan.layers.front().kind = "sliding";
+  write_plan(bundle, folder / "plan");
+  EXPECT_EQ(read_plan(folder / "plan").plan.model, model);
+  EXPECT_EQ(refused([&] { require_same_model(plain, model, "plan.json", true); }).field(),
+            "/model/windows");
+
+  bundle.plan.layers.front().kind = "full";
+  expect_not_written(bundle, folder / "kind", "/layers/0/kind");
+  model.windows.push_back(0);
+  expect_not_written(bundle, folder / "count", "/model/windows");
 }
 
 }  // namespace
