@@ -187,7 +187,7 @@ class Reporter {
   /// Only an unsigned Hadamard matrix over the whole head can be the stack's own.
   void rotation() {
     const std::string sides = rotated_sides(plan_);
-    if (!sides.empty()) {
+    if (!sides.empty() && plan_.codec != "calibrated") {
       std::set<std::string> exported;
       const Affected found = affected([&](int l, Side side) {
         // A codec of the side's own implies its transform.

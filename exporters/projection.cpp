@@ -96,6 +96,7 @@ int wanted_width(const SidePlan& side) { return round_up(side.bits); }
 
 std::string rotated_sides(const Plan& plan) {
   if (plan.codec == "rotated" && plan.rotation.kind != "none") return plan.rotation.sides;
+  if (plan.codec == "calibrated") return "kv";
   std::string sides;  // that store with a codec of their own behind a Hadamard transform
   for (const Side side : kSides)
     if (std::ranges::any_of(plan.layers, [&](const LayerPlan& layer) {

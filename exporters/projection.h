@@ -46,7 +46,8 @@ struct Projection {
 /// Mean payload bits per element of a side, over heads, groups and outliers, rounded up; 16: plain.
 int wanted_width(const SidePlan& side);
 
-/// "", "k", "v" or "kv": the sides that the plan rotates.
+/// "", "k", "v" or "kv": the sides that the plan rotates. Those of calibrated plans count: a
+/// stack's own rotation stands in for their transforms.
 std::string rotated_sides(const Plan& plan);
 
 /// Throws InputError naming layer, field and remedy when the stack cannot hold the plan.

@@ -149,6 +149,13 @@ TEST_P(Dialect, FilesSayWhatTheReportSays) {
 INSTANTIATE_TEST_SUITE_P(Dialects, Dialect, testing::Values("mainline", "ik", "thetom", "buun"),
                          [](const auto& info) { return std::string(info.param); });
 
+/// The stack's transform stands in for those that get lost.
+TEST(Mainline, RotatesForCalibratedPlans) {
+  const Export result = export_plan("llamacpp", uniform_plan(4, 4, 4, "calibrated"));
+  EXPECT_EQ(file_of(result, "llama.env"), "");
+  EXPECT_NE(result.projection.codec(0, Side::kKey).find("+wht="), std::string::npos);
+}
+
 TEST(Mainline, GoldenFiles) {
   const Export result = export_plan("llamacpp", uniform_plan(4, 7, 4));
   EXPECT_EQ(file_of(result, "llama.args"), "-fa on -ctk q8_0 -ctv q4_0\n");
