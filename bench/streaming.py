@@ -27,10 +27,10 @@ def layer_parameters(hidden):
 
 
 def hidden_size(weight_bytes, layers):
-    """The smallest multiple of the head size with so many bytes of float32 weights."""
-    hidden = 2 * HEAD_DIM
+    """The smallest width with so many bytes of float32 weights; query heads are a multiple of KV heads."""
+    hidden = KV_HEADS * HEAD_DIM
     while 4 * layers * layer_parameters(hidden) < weight_bytes:
-        hidden += HEAD_DIM
+        hidden += KV_HEADS * HEAD_DIM
     return hidden
 
 
@@ -137,6 +137,8 @@ def main():
     parser.add_argument("--folder", type=pathlib.Path, help="where to work; removed afterwards")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.folder:
+        args.folder.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(tempfile.mkdtemp(dir=args.folder, prefix="kvplan-streaming-"))
     try:
         found = compare(args.kvplan, folder, args.limit_mib, args.layers, args.windows, args.window, args.batch, args.threads)

@@ -27,7 +27,9 @@ int run(const ReportFlags& flags, const GlobalOptions& global) {
   std::vector<ReportPlan> plans;
   for (const auto& path : flags.plans) {
     const auto bundle = read_plan(path);
-    const auto folder = fs::is_directory(path) ? path : path.parent_path();
+    // Absolute: the folder has a name also when it is given as "." or "plan/".
+    const auto given = fs::absolute(path).lexically_normal();
+    const auto folder = (fs::is_directory(given) ? given / "" : given).parent_path();
     auto candidates = validations;
     if (fs::exists(folder / "validation.json"))
       candidates.push_back(read_validation(folder / "validation.json"));

@@ -5,7 +5,7 @@
 
 namespace kvplan::cli::assets {
 
-extern const std::string_view kHtml, kCss, kCharts, kScript, kChartLibrary, kStudyHtml,
-    kStudyScript;
+extern const std::string_view kHtml, kCss, kCharts, kControls, kExplore, kScript, kChartLibrary,
+    kStudyHtml, kStudyScript;
 
 }  // namespace kvplan::cli::assets

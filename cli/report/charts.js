@@ -42,11 +42,14 @@ function section(id, heading, text, ...content) {
 
 const columns = (...children) => element('div', {class: 'columns'}, ...children);
 
-function table(header, rows, attributes = {}) {
-  return element('div', {class: 'scroll'}, element('table', attributes,
-    element('thead', {}, element('tr', {}, ...header.map((h) => element('th', {scope: 'col'}, h)))),
-    element('tbody', {}, ...rows.map(({cells, plan}) =>
-      element('tr', plan ? {class: 'plan'} : {}, ...cells.map((c) => element('td', {}, c)))))));
+/** Rows {cells, plan}, sorted by a click on a header of text; the region scrolls by keyboard. */
+function table(header, rows, {label, ...attributes} = {}) {
+  const body = element('tbody', {}, ...rows.map(({cells, plan}) =>
+    element('tr', plan ? {class: 'plan'} : {}, ...cells.map((c) => element('td', {}, c)))));
+  const titles = header.map((h) => element('th', {scope: 'col'}, h));
+  if (rows.length > 1 && attributes.class !== 'facts') makeSortable(titles, body);
+  return element('div', {class: 'scroll', tabindex: 0, role: 'region', 'aria-label': label ?? 'Table'},
+    element('table', attributes, element('thead', {}, element('tr', {}, ...titles)), body));
 }
 
 // Logarithmic scales
@@ -71,26 +74,28 @@ function logScale(values) {
   return {min: numbers[0], max: numbers.at(-1), marks: numbers.length > 10 ? numbers.filter(isPowerOfTen) : numbers};
 }
 
-// Charts
+// Charts. Colours are functions: they follow the theme when a chart is updated.
 
 const charts = [];
 Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
 
+const themed = (name) => () => css(name);
+
 const axis = (title, more = {}) => ({
-  title: {display: true, text: title, color: css('--muted')}, grid: {color: css('--line')},
-  ticks: {color: css('--muted'), maxRotation: 0}, ...more,
+  title: {display: true, text: title, color: themed('--muted')}, grid: {color: themed('--line')},
+  ticks: {color: themed('--muted'), maxRotation: 0}, ...more,
 });
 
 function logAxis(title, values) {
   const {min, max, marks} = logScale(values);
   return axis(title, {
-    type: 'logarithmic', min, max, ticks: {color: css('--muted'), autoSkip: false, callback: (v) => significant(v, 2)},
+    type: 'logarithmic', min, max, ticks: {color: themed('--muted'), autoSkip: false, callback: (v) => significant(v, 2)},
     afterBuildTicks: (scale) => { scale.ticks = marks.map((value) => ({value})); },
   });
 }
 
 const series = (label, data, colour, more = {}) => ({
-  label, data, borderColor: css(colour), backgroundColor: css(colour), pointRadius: 2.5, borderWidth: 2, ...more,
+  label, data, borderColor: themed(colour), backgroundColor: themed(colour), pointRadius: 2.5, borderWidth: 2, ...more,
 });
 
 /** Draws what a point carries beside x and y: `low` and `high` as a whisker, `name` beside it where there is room. */
@@ -99,7 +104,7 @@ const annotations = {
   afterDatasetsDraw(chart) {
     const {ctx, chartArea, scales} = chart;
     const points = chart.data.datasets.flatMap((dataset, d) => (chart.isDatasetVisible(d) ? chart.getDatasetMeta(d).data : [])
-      .map(({x, y}, i) => ({...dataset.data[i], x, y, colour: dataset.borderColor})));
+      .map(({x, y, options}, i) => ({...dataset.data[i], x, y, colour: options.borderColor})));
     const taken = points.filter((p) => p.name).map(({x, y}) => ({left: x - 6, right: x + 6, top: y - 6, bottom: y + 6}));
     ctx.save();
     ctx.font = `12px ${Chart.defaults.font.family}`;
@@ -132,19 +137,35 @@ const annotations = {
 };
 
 function plot(title, type, data, {scales, tooltip = {}, tall = false}) {
-  const canvas = element('canvas', {role: 'img', 'aria-label': title});
+  const canvas = element('canvas', {role: 'img', 'aria-label': `${title}; its values are in the table below`});
   charts.push(() => new Chart(canvas, {
     type, data, plugins: [annotations],
     options: {
       animation: false, maintainAspectRatio: false, interaction: {mode: 'nearest', intersect: false}, scales,
       plugins: {
         legend: {display: data.datasets.length > 1, align: 'start',
-          labels: {color: css('--ink'), usePointStyle: true, boxHeight: 7, sort: (a, b) => a.datasetIndex - b.datasetIndex}},
+          labels: {color: themed('--ink'), usePointStyle: true, boxHeight: 7, sort: (a, b) => a.datasetIndex - b.datasetIndex}},
         tooltip: {callbacks: tooltip},
       },
     },
   }));
-  return element('figure', {}, element('figcaption', {}, title), element('div', {class: tall ? 'plot tall' : 'plot'}, canvas));
+  return element('figure', {}, element('figcaption', {}, title), element('div', {class: tall ? 'plot tall' : 'plot'}, canvas),
+    valuesOf(title, data, scales));
+}
+
+/** The chart's figures as a table, made when it is opened. */
+function valuesOf(title, {labels, datasets}, {x, y}) {
+  const figure = (value) => (typeof value === 'number' ? significant(value, 4) : String(value ?? '–'));
+  const rows = () => datasets.flatMap((set) => set.data.map((d, i) => {
+    const point = typeof d === 'object' && d !== null ? d : {x: labels[i], y: d};
+    return {cells: [point.name ?? set.label, figure(point.x), figure(point.y), point.low === undefined ? '–' : `${figure(point.low)} … ${figure(point.high)}`]};
+  }));
+  const details = element('details', {class: 'values'}, element('summary', {}, 'Values'));
+  details.addEventListener('toggle', () => {
+    details.querySelector('.scroll')?.remove();
+    if (details.open) details.append(table(['series', x.title.text, y.title.text || title, '95 % interval'], rows(), {label: `Values: ${title}`}));
+  });
+  return details;
 }
 
 /** Keys and values over the layers, joined by lines. */
@@ -165,32 +186,39 @@ const luminance = (rgb) => sum(rgb.map((c, i) => {
   return [0.2126, 0.7152, 0.0722][i] * (s <= 0.04045 ? s / 12.92 : ((s + 0.055) / 1.055) ** 2.4);
 }));
 
-/** Background and text colour of `share` (0..1) of the map's largest value. */
+/** Background and text colour of `share` (-1..1) of the map's largest value; differences below 0 take the colour of values. */
 function mapColours(share) {
-  const stops = ['--map-low', '--map-middle', '--map-high'].map((name) => channelsOf(css(name)));
-  const at = 2 * Math.min(share, 1), stop = Math.min(Math.floor(at), 1);
+  const stops = (share < 0 ? ['--map-low', '--less-middle', '--less-high'] : ['--map-low', '--map-middle', '--map-high'])
+    .map((name) => channelsOf(css(name)));
+  const at = 2 * Math.min(Math.abs(share), 1), stop = Math.min(Math.floor(at), 1);
   const rgb = stops[stop].map((c, i) => Math.round(c + (stops[stop + 1][i] - c) * (at - stop)));
-  // Above this luminance dark text has the higher contrast.
-  return `background:rgb(${rgb.join(' ')});color:${luminance(rgb) > 0.2 ? '#14202c' : '#ffffff'}`;
+  // Above this luminance black text has the higher contrast; the lower of the two is 4.58 there.
+  return `background:rgb(${rgb.join(' ')});color:${luminance(rgb) > 0.179 ? '#000000' : '#ffffff'}`;
 }
 
-/** rows[head][layer]: {value, text, title}; `means` is an optional row of cells below. */
+/** Attributes of what is coloured by a share; the theme switch colours it anew. */
+const coloured = (share) => ({'data-share': share, style: mapColours(share)});
+
+/** rows[head][layer]: {value, text, title}; `means` is an optional row of cells below. Cells choose their layer and head (explore.js). */
 function layerMap(title, rows, largest, means) {
-  const cells = (row) => row.map(({value, text, title: hover}) =>
-    element('td', {style: mapColours(largest ? value / largest : 0), title: hover}, text));
+  const cells = (row, head) => row.map(({value, text, title: tip}, layer) => element('td', {
+    role: 'gridcell', tabindex: -1, 'data-layer': layer, ...(head === undefined ? {} : {'data-head': head}), 'data-tip': tip,
+    'aria-label': `${tip}: ${text === '' ? 0 : text}`, ...coloured(largest ? value / largest : 0),
+  }, text));
   const head = (text) => element('th', {scope: 'row'}, text);
   const layers = rows[0].length;
-  return element('figure', {}, element('figcaption', {}, title),
-    element('div', {class: 'scroll'}, element('table', {class: 'map', style: `min-width:${60 + 27 * layers}px`},
-      element('colgroup', {}, element('col', {style: 'width:58px'})),
-      element('thead', {}, element('tr', {}, element('th', {scope: 'col'}, 'layer'),
-        ...rows[0].map((_, layer) => element('th', {scope: 'col'}, layer)))),
-      element('tbody', {}, ...rows.map((row, h) => element('tr', {}, head(`head ${h}`), ...cells(row))),
-        ...(means ? [element('tr', {class: 'mean'}, head('mean'), ...cells(means))] : [])))));
+  const grid = element('table', {class: 'map', role: 'grid', 'aria-label': title, style: `min-width:${60 + 27 * layers}px`},
+    element('colgroup', {}, element('col', {style: 'width:58px'})),
+    element('thead', {}, element('tr', {}, element('th', {scope: 'col'}, 'layer'),
+      ...rows[0].map((_, layer) => element('th', {scope: 'col'}, layer)))),
+    element('tbody', {}, ...rows.map((row, h) => element('tr', {}, head(`head ${h}`), ...cells(row, h))),
+      ...(means ? [element('tr', {class: 'mean'}, head('mean'), ...cells(means))] : [])));
+  walkWithArrows(grid);
+  return element('figure', {}, element('figcaption', {}, title), element('div', {class: 'scroll'}, grid));
 }
 
 function mapLegend(label, largest, steps) {
   const swatches = Array.from({length: steps + 1}, (_, i) => (largest * i) / steps);
   return element('div', {class: 'legend', 'aria-hidden': 'true'}, element('span', {}, label),
-    ...swatches.map((v) => element('i', {style: mapColours(v / largest)}, String(v))));
+    ...swatches.map((v) => element('i', coloured(v / largest), String(v))));
 }

@@ -53,6 +53,8 @@ std::string report_html(const std::string& profile_json, const std::vector<Repor
   std::string html(assets::kHtml);
   fill(html, "/*@chart_library@*/", assets::kChartLibrary);
   fill(html, "/*@charts@*/", assets::kCharts);
+  fill(html, "/*@controls@*/", assets::kControls);
+  fill(html, "/*@explore@*/", assets::kExplore);
   return filled_page(std::move(html), assets::kScript, data);
 }
 

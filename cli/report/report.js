@@ -1,9 +1,15 @@
 'use strict';
 // Draws the report from `kvplan`: {profile, plans: [{name, plan, validation}]}; profile and validation may be null.
-// Field names: docs/formats/. Elements, charts and maps: charts.js.
+// Field names: docs/formats/. Elements, charts and maps:
+// charts.js; what the reader moves: controls.js, explore.js.
 
 const {profile, plans} = kvplan;
 const first = plans[0];
+// A name stands for one plan.
+plans.forEach((entry, i) => {
+  const same = plans.slice(0, i).filter(({original}) => original === entry.name).length;
+  Object.assign(entry, {original: entry.name, name: same ? `${entry.name} (${same + 1})` : entry.name});
+});
 
 // What was measured
 
@@ -86,7 +92,8 @@ function headline() {
   }
   tile(fixed(plan.effective_bits, 3), `effective bits per element (${fixed(plan.effective_bits_at_context, 3)} at context ${whole(plan.context)})`);
   tile(`${fixed(16 / plan.effective_bits, 2)}×`, `smaller than fp16: ${whole(plan.bytes_per_token)} bytes per token`);
-  tile(significant(plan.predicted_kl), 'predicted KL, nats per token');
+  if (plan.predicted_kl === null) tile('–', 'predicted KL: imported plans hold none');
+  else tile(significant(plan.predicted_kl), 'predicted KL, nats per token');
   if (measured) {
     tile(significant(measured.kl.mean), 'measured KL on held-out text, ± standard error', ` ± ${significant(measured.kl.standard_error, 2)}`);
     tile(signedPercent(measured.perplexity_rise), `perplexity against the fp16 cache (95\u00a0%: ${percentRange(measured.perplexity_rise_interval)})`);
@@ -170,7 +177,7 @@ function passkeyMap(name, results) {
   const contexts = [...new Set(results.map((r) => r.context))], depths = [...new Set(results.map((r) => r.depth))];
   const cell = (depth, context) => {
     const r = results.find((x) => x.depth === depth && x.context === context);
-    return element('td', {style: mapColours(r.exact_match.mean), title: `${name}, ${whole(context)} tokens, depth ${depth}, ${plural(r.trials, 'trial')}: ` +
+    return element('td', {...coloured(r.exact_match.mean), tabindex: 0, 'data-tip': `${name}, ${whole(context)} tokens, depth ${depth}, ${plural(r.trials, 'trial')}: ` +
       `exact match ${estimateText(r.exact_match, r.trials)}, log-probability of the key ${estimateText(r.log_probability, r.trials)}, ` +
       `against fp16 ${estimateText(r.log_probability_change, r.trials)}`}, fixed(r.log_probability.mean, 2));
   };
@@ -198,7 +205,7 @@ function passkeySection() {
   });
   section('passkey', 'Passkey retrieval', 'A five-digit key hidden in the text, asked for at the end; context across, depth of the key down. ' +
     'Cells hold the log-probability of the key in nats, their colour the share of trials in which it is repeated exactly (dark: all); ' +
-    `hover for standard errors. ${[...new Set(notes)].join(' ')}`, ...blocks);
+    `point at a cell for standard errors. ${[...new Set(notes)].join(' ')}`, ...blocks);
 }
 
 function promptsSection() {
@@ -216,63 +223,6 @@ function promptsSection() {
   });
   section('prompts', 'Prompts', 'Greedy continuations of the fp16 cache, fed to every other cache: share of tokens that stay the most likely ones, ' +
     'tokens before the first that a free run changes, continuations without a change, KL on the same positions, log-probability of the answer.', ...blocks);
-}
-
-function frontSection() {
-  if (!first) return section('front');
-  const measuredPlans = plans.map((entry) => ({...entry, result: planResult(entry)})).filter(({result}) => result);
-  const point = (name, c) => ({x: c.effective_bits, y: c.kl.mean, ...klInterval(c.kl), name});
-  const measured = measuredPlans.map(({name, result}) => point(name, result));
-  const baselines = (first.validation?.candidates ?? [])
-    .filter((c) => !['fp16', 'plan'].includes(c.name) && modeName(c) === modeOf(first.validation)).map((c) => point(c.name, c));
-  const predicted = plans.map(({plan}) => ({x: plan.effective_bits, y: plan.predicted_kl}));
-
-  const own = plans.map(({plan}) => plan.effective_bits);
-  const xMin = Math.min(1.5, ...own.map((b) => Math.floor(2 * b - 0.5) / 2)), xMax = Math.max(7, ...own.map((b) => Math.ceil(b + 0.5)));
-  const inside = ({x, y}) => x >= xMin && x <= xMax && y > 0;
-  const outside = baselines.filter((p) => !inside(p)).map((p) => `${p.name} (${fixed(p.x, 2)} bits, KL ${significant(p.y)})`);
-  const curve = first.plan.front.map((p) => ({x: p.effective_bits, y: p.predicted_kl})).filter(inside);
-  const sets = [
-    series(`predicted front of ${first.name}`, curve, '--key', {showLine: true, pointRadius: 0, pointStyle: 'line'}),
-    series('plans, predicted', predicted.filter(inside), '--key', {pointRadius: 5, pointStyle: 'circle', backgroundColor: css('--paper')}),
-    series('plans, measured', measured.filter(inside), '--plan', {pointRadius: 6, pointStyle: 'rectRot'}),
-    series('baselines, measured', baselines.filter(inside), '--value', {pointRadius: 5, pointStyle: 'triangle'}),
-  ].filter(({data}) => data.length);
-  if (!sets.length) return section('front');
-  const shown = sets.flatMap(({data}) => data.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]));
-  const label = ({raw, dataset}) => `${raw.name ?? dataset.label}: ${fixed(raw.x, 3)} bits, KL ${significant(raw.y)}`;
-  // Markers lie above the curve: the first dataset is drawn last unless told otherwise.
-  sets.forEach((set, i) => { set.order = sets.length - i; });
-  const ratios = measuredPlans.map(({plan, result}) => result.kl.mean / plan.predicted_kl).filter(Number.isFinite);
-  const comparison = ratios.length ? ` Measured over predicted KL of these plans: ${[...new Set(ratios.map((r) => fixed(r, 2)))].join(', ')}.` : '';
-  section('front', 'Pareto front',
-    `Least predicted KL at every size${measured.length ? ', with what was measured on held-out text (bars: 95 % intervals)' : ''}.${comparison}` +
-    `${outside.length ? ` Outside the picture: ${outside.join(', ')}.` : ''}`,
-    plot('KL divergence against effective bits', 'scatter', {datasets: sets},
-      {tall: true, scales: {x: axis('effective bits per element', {min: xMin, max: xMax, ticks: {color: css('--muted'), stepSize: 0.5}}),
-        y: logAxis('KL, nats per token', shown)}, tooltip: {label}}));
-}
-
-function bitsSection() {
-  if (!first) return section('bits');
-  const {layers, model} = first.plan;
-  const kFp16 = 16;
-  const widthsOf = (side) => layers.map((layer) => layer[side].heads.map((head) => mean(head.widths)));
-  const widths = {k: widthsOf('k'), v: widthsOf('v')};
-  const largest = Math.max(1, Math.ceil(Math.max(...[...widths.k, ...widths.v].flat().filter((w) => w < kFp16))));
-  const map = (title, side) => {
-    const rows = Array.from({length: model.kv_heads}, (_, h) => layers.map((layer, l) => {
-      const {widths: groups, outliers} = layer[side].heads[h];
-      const value = widths[side][l][h];
-      const kept = outliers.length ? `, ${plural(outliers.length, 'outlier channel')} at 8` : '';
-      return {value, text: value < kFp16 ? fixed(value, 1) : value, title: `layer ${layer.index}, KV head ${h}: widths ${groups.join(' ')}${kept}`};
-    }));
-    const means = layers.map((layer) => ({value: layer[side].bits, text: fixed(layer[side].bits, 1), title: `layer ${layer.index}: mean ${fixed(layer[side].bits, 2)}`}));
-    return layerMap(`${title}: mean ${fixed(mean(layers.map((l) => l[side].bits)), 2)} bits`, rows, largest, model.kv_heads > 1 ? means : undefined);
-  };
-  section('bits', 'Where the bits go',
-    `Mean code width by layer and KV head of ${first.name}; hover over a cell for the widths of its groups of ${first.plan.group_size} channels.`,
-    mapLegend('bits', largest, largest), map('Keys', 'k'), map('Values', 'v'));
 }
 
 const hasLayers = profile?.layers.length > 0;
@@ -306,7 +256,7 @@ function outliersSection() {
   const share = (side) => `${whole(total(side))} (${percent(total(side) / (layers.length * heads * width))})`;
   const largest = Math.max(...[...found.k, ...found.v].flat().map(({value}) => value));
   section('outliers', 'Outlier channels',
-    'Channels whose RMS is above three times the median of their layer, counted by layer and KV head; hover over a cell for their numbers.',
+    'Channels whose RMS is above three times the median of their layer, counted by layer and KV head; point at a cell for their numbers.',
     layerMap(`Keys: ${share('k')} of all channels`, found.k, largest), layerMap(`Values: ${share('v')} of all channels`, found.v, largest));
 }
 
@@ -318,8 +268,9 @@ function sensitivitySection() {
   }
   if (first) {
     const {layers} = first.plan;
-    texts.push('A good plan spreads the predicted KL over the layers.');
-    parts.push(plot(`Predicted KL of ${first.name} by layer`, 'bar',
+    const predicts = first.plan.predicted_kl !== null;
+    if (predicts) texts.push('A good plan spreads the predicted KL over the layers.');
+    if (predicts) parts.push(plot(`Predicted KL of ${first.name} by layer`, 'bar',
       {labels: layers.map((l) => l.index), datasets: [series('share', layers.map((l) => 100 * l.predicted_kl_share), '--plan', {borderWidth: 0})]},
       {scales: {x: axis('layer', {grid: {display: false}}), y: axis('% of the predicted KL', {beginAtZero: true})},
         tooltip: {title: ([item]) => `layer ${item.label}`, label: ({raw}) => `${fixed(raw, 1)} %`}}));
@@ -364,7 +315,7 @@ function seedsSection() {
     plot('KL by seed, with 95 % intervals', 'line', {labels: same.map(({seed}) => seed), datasets: [
       series('measured', same.map(point), '--plan', {showLine: false, pointRadius: 6, pointStyle: 'rectRot'}),
       series('predicted', same.map(({plan, seed}) => ({x: seed, y: plan.predicted_kl})), '--key',
-        {showLine: false, pointRadius: 5, backgroundColor: css('--paper')}),
+        {showLine: false, pointRadius: 5, backgroundColor: themed('--paper')}),
     ]}, {scales: {x: axis('seed', {type: 'category', offset: true, grid: {display: false}}), y: axis('KL, nats per token', {min: 0, suggestedMax: 1.1 * Math.max(...same.map(({kl}) => klInterval(kl).high))})}}));
 }
 
@@ -393,18 +344,20 @@ function provenanceSection() {
 }
 
 headline();
+plansSection();
 validationSection();
 byTextSection();
 passkeySection();
 promptsSection();
-frontSection();
+const showBudget = frontSection();
 bitsSection();
 normsSection();
 outliersSection();
 sensitivitySection();
 positionsSection();
 seedsSection();
+cellSection();
 provenanceSection();
 charts.forEach((draw) => draw());
-// Canvases keep the colours that they were drawn with.
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => location.reload());
+chooseCell(0, 0);
+showBudget?.();
