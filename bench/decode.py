@@ -339,6 +339,12 @@ def clocks():
                           "--format=csv,noheader")
 
 
+def measured_flags(options):
+    """The options that say what was measured; where files lay is no part of a result."""
+    flags = [f"--{name}" for name in ("quick", "check") if getattr(options, name)]
+    return flags + ([f"--rows={options.rows.pattern}"] if options.rows.pattern else [])
+
+
 def run_facts(options, device):
     folder = str(pathlib.Path(__file__).parent)
     return {
@@ -346,7 +352,7 @@ def run_facts(options, device):
         "gpu": device.name, "multiprocessors": device.multi_processor_count, "l2_bytes": device.L2_cache_size,
         "driver": command_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-        "flags": sys.argv[1:], "repeats": REPEATS, "clocks_before": clocks(),
+        "flags": measured_flags(options), "repeats": REPEATS, "clocks_before": clocks(),
     }
 
 
