@@ -236,8 +236,8 @@ KVPLAN_DEVICE void transform_outputs(const AttentionView& v, const SegmentGroup&
                 w.outputs + (16 * step + 2 * t + 8 * (k / 2)) * kStride + column;
             const float x = from[0] * inverse[k % 2], y = from[kStride] * inverse[k % 2];
             a[k] = pack_halves(x, y);
-            rest[k] = pack_halves((x - low_half(a[k])) * kSplitScale,
-                                  (y - high_half(a[k])) * kSplitScale);
+            rest[k] =
+                pack_halves((x - low_half(a[k])) * kLowScale, (y - high_half(a[k])) * kLowScale);
           }
         },
         sums);

@@ -14,7 +14,6 @@ inline constexpr float kLowest = -1e30f;  // of a maximum: below every score
 // A running maximum follows when it is outgrown by this much (log2 units).
 inline constexpr float kSlack = 6;
 inline constexpr float kLog2e = 1.4426950408889634f;
-inline constexpr float kLowScale = 2048;  // of LayerView::rotary_tile_low
 
 // A warp serves Blocks = 1 or 2 times four columns of a segment: lane 4g+t has those of columns t +
 // 4e, e < Blocks, of tokens 16 i + 8 h + g of its pages.

@@ -16,8 +16,6 @@ namespace {
 constexpr std::size_t kLevels = 256, kBoundaries = 255;  // of a table, whatever its width
 constexpr int kTileTokens = 16;                          // rows of an operand A
 constexpr int kTiles = quant::kPageTokens / kTileTokens;
-// What fp16 leaves of a number in [-1, 1] is below 2^-11: scaled, it keeps all its bits in fp16.
-constexpr float kLowScale = 2048;
 // Above this ratio of |mean|^2 to the energy of the deviations the rounding of the rotary tile to
 // fp16 (relative 2^-11) counts beside the error of the codes.
 constexpr double kSplitRatio = 16;

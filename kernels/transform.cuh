@@ -10,14 +10,13 @@
 namespace kvplan::kernels {
 
 inline constexpr int kProductColumns = 16;
-inline constexpr float kSplitScale = 2048;  // of what an fp16 left
 
 /// Tiles of 16 rows, and of 16 terms of a sum.
 constexpr int matrix_tiles(int head_dim) { return (head_dim + 15) / 16; }
 
 /// Rows 16 tile + (2t, 2t + 1, 2t + 8, 2t + 9) of matrix . columns for columns g and g + 8: sums[0]
 /// those of column g, sums[1] of g + 8. terms(step, high, low) gives operand A of terms 16 step ..;
-/// low, times kSplitScale, may be left 0. `matrix`: of the head.
+/// low, times kLowScale, may be left 0. `matrix`: of the head.
 template <class Terms>
 KVPLAN_DEVICE void multiply_tile(const uint4* matrix, int tiles, int tile, Terms terms,
                                  float (&sums)[2][4]) {
@@ -49,7 +48,7 @@ KVPLAN_DEVICE void multiply_tile(const uint4* matrix, int tiles, int tile, Terms
   for (int block = 0; block < 2; ++block)
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      sums[k / 2][2 * block + k % 2] = high[block][k] + low[block][k] * (1 / kSplitScale);
+      sums[k / 2][2 * block + k % 2] = high[block][k] + low[block][k] * (1 / kLowScale);
 }
 
 /// Row of sums[..][k] of multiply_tile in the tile.

@@ -16,6 +16,8 @@ inline constexpr int kMaxLevelTables = 16;  // distinct level tables of a layer
 inline constexpr int kMaxKvHeads = 128;
 inline constexpr int kDecodeWarps =
     12;  // of a block of `decode`, at most: 168 registers per thread
+// What fp16 leaves of a number is below 2^-11 of it: scaled by this it keeps its bits in fp16.
+inline constexpr float kLowScale = 2048;
 inline constexpr std::uint32_t kSharedBase = 1024;  // where the shared window of a block starts
 
 // Level tables in shared memory: an entry holds two halves, repeated for the 32 lanes.
