@@ -16,8 +16,9 @@
 #include <cstdio>
 #include <span>
 
-#include "calib/decoder.h"
 #include "calib/profiler.h"
+#include "forward/decoder.h"
+#include "forward/device.h"
 
 namespace {
 
@@ -36,7 +37,7 @@ double seconds_of(F&& f) {
 }
 
 /// Sum of -log p(next token) over a batch of windows, logits of every position computed.
-double batch_nll(const calib::Decoder& decoder, std::span<const calib::TextWindow> batch) {
+double batch_nll(const forward::Decoder& decoder, std::span<const tokenizers::TextWindow> batch) {
   const c10::InferenceMode guard;
   std::vector<std::int64_t> ids;
   for (const auto& window : batch)
@@ -61,7 +62,7 @@ int main(int argc, char** argv) {
   CLI::App app{"Speed of the forward pass and of a profile", "forward_bench"};
   std::string model_path, text_path;
   int windows = 6, window = 1024, batch = 1, threads = 2, rounds = 3;
-  calib::Device device = calib::Device::kCpu;
+  forward::Device device = forward::Device::kCpu;
   std::string dtype = "fp32";
   bool profile = false;
   app.add_option("model", model_path)->required();
@@ -77,19 +78,20 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   at::set_num_threads(threads);
 
-  const auto weights = dtype == "bf16"   ? calib::WeightType::kBFloat16
-                       : dtype == "fp16" ? calib::WeightType::kFloat16
-                                         : calib::WeightType::kFloat32;
-  const auto reader = calib::open_model(model_path);
-  const auto tokenizer = calib::open_tokenizer(model_path);
-  const std::vector<calib::TokenSource> sources = {calib::load_text(text_path, *tokenizer, 0, 1)};
-  const auto texts = calib::make_windows(sources, window, windows);
+  const auto weights = dtype == "bf16"   ? forward::WeightType::kBFloat16
+                       : dtype == "fp16" ? forward::WeightType::kFloat16
+                                         : forward::WeightType::kFloat32;
+  const auto reader = models::open_model(model_path);
+  const auto tokenizer = tokenizers::open_tokenizer(model_path);
+  const std::vector<tokenizers::TokenSource> sources = {
+      tokenizers::load_text(text_path, *tokenizer, 0, 1)};
+  const auto texts = tokenizers::make_windows(sources, window, windows);
   const auto tokens = static_cast<double>(texts.size()) * window;
 
   double nll = 0;
   std::vector<double> forward;
   {
-    const calib::Decoder decoder(*reader, weights, device);
+    const forward::Decoder decoder(*reader, weights, device);
     const auto batches = [&](const auto& visit) {
       const auto step = static_cast<std::size_t>(batch);
       for (std::size_t begin = 0; begin < texts.size(); begin += step)
@@ -100,7 +102,7 @@ int main(int argc, char** argv) {
     for (int r = 0; r < rounds; ++r) {
       nll = 0;
       forward.push_back(seconds_of([&] {
-        batches([&](std::span<const calib::TextWindow> b) { nll += batch_nll(decoder, b); });
+        batches([&](std::span<const tokenizers::TextWindow> b) { nll += batch_nll(decoder, b); });
       }));
     }
   }

@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <optional>
 
-#include "calib/causal_attention.h"
-#include "calib/decoder.h"
+#include "forward/causal_attention.h"
+#include "forward/decoder.h"
 #include "schemas/error.h"
 
 namespace kvplan::calib {
@@ -32,22 +32,23 @@ Array<float> copied(const at::Tensor& x, const std::string& file, int layer, con
 
 }  // namespace
 
-std::vector<LayerCapture> capture_window(const ModelReader& model, const TextWindow& window,
-                                         int threads) {
+std::vector<LayerCapture> capture_window(const models::ModelReader& model,
+                                         const tokenizers::TextWindow& window, int threads) {
   if (window.tokens.empty()) throw ArgumentError("a window to capture needs tokens");
   const at::NoGradGuard no_grad;
   if (threads > 0) at::set_num_threads(threads);
-  const Decoder decoder(model);
+  const forward::Decoder decoder(model);
   const std::string file = model.path().string();
   std::vector<LayerCapture> layers;
   const at::Tensor ids =
       at::from_blob(const_cast<std::int32_t*>(window.tokens.data()),
                     {1, static_cast<std::int64_t>(window.tokens.size())}, at::kInt)
           .to(at::kLong);
-  decoder.hidden(ids, {}, [&](const at::Tensor& q, const LayerKv& kv) {
+  decoder.hidden(ids, {}, [&](const at::Tensor& q, const forward::LayerKv& kv) {
     layers.push_back({copied(q, file, kv.layer, "q"), copied(kv.k_pre, file, kv.layer, "k_pre"),
                       copied(kv.k, file, kv.layer, "k"), copied(kv.v, file, kv.layer, "v")});
-    return causal_attention(q, kv.k, kv.v, attention_rule(decoder.config(), kv.layer));
+    return forward::causal_attention(q, kv.k, kv.v,
+                                     forward::attention_rule(decoder.config(), kv.layer));
   });
   return layers;
 }

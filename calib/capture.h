@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "calib/model.h"
-#include "calib/text.h"
+#include "models/model.h"
 #include "schemas/types.h"
+#include "tokenizers/text.h"
 
 namespace kvplan::calib {
 
@@ -18,7 +18,7 @@ struct LayerCapture {
 
 /// One forward pass without quantisation. Memory: layers x tokens x (query_heads + 3 kv_heads) x
 /// head_dim floats. InputError on NaN or Inf.
-std::vector<LayerCapture> capture_window(const ModelReader& model, const TextWindow& window,
-                                         int threads = 0);
+std::vector<LayerCapture> capture_window(const models::ModelReader& model,
+                                         const tokenizers::TextWindow& window, int threads = 0);
 
 }  // namespace kvplan::calib

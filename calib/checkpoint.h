@@ -1,5 +1,5 @@
 #pragma once
-// State of an unfinished profile on disk. Internal to calib.
+// State of an unfinished profile on disk.
 //   checkpoint/state.json                        key of the run, windows done; written last, so it
 //   only names whole files checkpoint/sums-{done}.safetensors           nodes of the WindowTree:
 //   node.{i}.sums F64, node.{i}.absmax F32, index I64 checkpoint/coherent-{index}.safetensors cross

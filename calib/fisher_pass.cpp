@@ -23,11 +23,11 @@ namespace {
 // Rows of logits held at once: 128 x 128k vocabulary x (logits + softmax) is 131 MB.
 constexpr std::int64_t kHeadRows = 128;
 
-at::Tensor token_ids(std::span<const TextWindow> windows) {
+at::Tensor token_ids(std::span<const tokenizers::TextWindow> windows) {
   const auto length = static_cast<std::int64_t>(windows.front().tokens.size());
   at::Tensor ids = at::empty({static_cast<std::int64_t>(windows.size()), length}, at::kLong);
   auto* out = ids.mutable_data_ptr<std::int64_t>();
-  for (const TextWindow& window : windows)
+  for (const tokenizers::TextWindow& window : windows)
     out = std::copy(window.tokens.begin(), window.tokens.end(), out);
   return ids;
 }
@@ -38,7 +38,8 @@ void stop_if_asked(const RunControl& control) {
 
 /// x [batch, kv_heads, tokens, head_dim].
 void require_finite(const at::Tensor& x, const char* what, int layer, Side side,
-                    std::span<const TextWindow> windows, const std::string& model_file) {
+                    std::span<const tokenizers::TextWindow> windows,
+                    const std::string& model_file) {
   const at::Tensor finite = at::isfinite(x);
   if (finite.all().item<bool>()) return;
   const at::Tensor at = finite.logical_not().nonzero()[0];
@@ -102,8 +103,8 @@ at::Tensor capped_slopes(const at::Tensor& logits, const at::Tensor& p, const at
 
 /// Without a soft cap: d sum_t log p(y_t) / d normed [tokens, hidden] = W[y] - p W, a few rows of
 /// logits at a time.
-at::Tensor label_gradient(const Decoder& decoder, const at::Tensor& normed, std::uint64_t seed,
-                          std::int64_t window) {
+at::Tensor label_gradient(const forward::Decoder& decoder, const at::Tensor& normed,
+                          std::uint64_t seed, std::int64_t window) {
   const at::Tensor& weight = decoder.head_weight();
   const double cap = decoder.config().logit_soft_cap;
   at::Tensor gradient = at::empty_like(normed);
@@ -121,12 +122,12 @@ at::Tensor label_gradient(const Decoder& decoder, const at::Tensor& normed, std:
 
 }  // namespace
 
-std::int64_t head_bytes(const ModelConfig& config) {
+std::int64_t head_bytes(const models::ModelConfig& config) {
   constexpr std::int64_t kCopies = 3;  // logits, probabilities, their product with a mask
   return kCopies * kHeadRows * config.vocab_size * std::int64_t{sizeof(float)};
 }
 
-at::Tensor FisherPass::take(ActivationStore::Slot slot) const {
+at::Tensor FisherPass::take(forward::ActivationStore::Slot slot) const {
   at::Tensor x = activations.get(slot);
   activations.drop(slot);
   return x;
@@ -143,7 +144,7 @@ std::vector<FisherPass::Slots> FisherPass::forward(std::span<const WindowBatch> 
     const auto l = static_cast<std::size_t>(layer);
     for (std::size_t b = 0; b < batches.size(); ++b) {
       stop_if_asked(control);
-      const auto check = [&](LayerKv& kv) {
+      const auto check = [&](forward::LayerKv& kv) {
         require_finite(kv.k, "keys", layer, Side::kKey, batches[b], model_file);
         require_finite(kv.v, "values", layer, Side::kValue, batches[b], model_file);
       };
@@ -186,8 +187,9 @@ void FisherPass::run(std::span<const WindowBatch> batches, const Visit& visit) c
       stop_if_asked(control);
       const at::AutoGradMode with_grad(true);
       const at::Tensor leaf = take(inputs.back()[b]).detach().requires_grad_();
-      LayerKv kv;
-      const at::Tensor y = decoder.layer(layer, leaf, 0, [&kv](LayerKv& seen) { kv = seen; });
+      forward::LayerKv kv;
+      const at::Tensor y =
+          decoder.layer(layer, leaf, 0, [&kv](forward::LayerKv& seen) { kv = seen; });
       const auto found = torch::autograd::grad({y}, {leaf, kv.k, kv.v}, {take(gradients[b])});
       require_finite(found[1], "gradients of the keys", layer, Side::kKey, batches[b], model_file);
       require_finite(found[2], "gradients of the values", layer, Side::kValue, batches[b],

@@ -1,7 +1,6 @@
 #pragma once
 // One pass over a batch of windows, layer by layer: activations, and gradients of sum log p(y) for
-// labels y drawn from the model's own softmax (quantization.md section 2, pass B). Internal to
-// calib.
+// labels y drawn from the model's own softmax (quantization.md section 2, pass B).
 
 #include <cstddef>
 #include <functional>
@@ -9,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "calib/activation_store.h"
-#include "calib/decoder.h"
-#include "calib/text.h"
+#include "forward/activation_store.h"
+#include "forward/decoder.h"
 #include "schemas/run_control.h"
+#include "tokenizers/text.h"
 
 namespace kvplan::calib {
 
@@ -24,30 +23,30 @@ struct LayerTrace {
 };
 
 /// Windows of equal length that go through the model as one tensor.
-using WindowBatch = std::span<const TextWindow>;
+using WindowBatch = std::span<const tokenizers::TextWindow>;
 
 struct FisherPass {
-  const Decoder& decoder;
+  const forward::Decoder& decoder;
   std::string model_file;  // named in errors
   std::uint64_t seed = 0;  // of the labels: a draw depends on (seed, window index, position) alone
   const RunControl& control;
-  ActivationStore& activations;
+  forward::ActivationStore& activations;
 
   /// Calls visit(window, layer, trace), layers from last to first. Every layer runs on all batches
   /// before the next one does. Holds the input of every layer in `activations` and one layer's
   /// graph. InputError on NaN or Inf (layer, side, window, position); InterruptedError between
   /// layers.
-  using Visit = std::function<void(const TextWindow&, int, const LayerTrace&)>;
+  using Visit = std::function<void(const tokenizers::TextWindow&, int, const LayerTrace&)>;
   void run(std::span<const WindowBatch> batches, const Visit& visit) const;
 
  private:
-  using Slots = std::vector<ActivationStore::Slot>;  // one per batch
-  at::Tensor take(ActivationStore::Slot slot) const;
+  using Slots = std::vector<forward::ActivationStore::Slot>;  // one per batch
+  at::Tensor take(forward::ActivationStore::Slot slot) const;
   std::vector<Slots> forward(std::span<const WindowBatch> batches) const;
   at::Tensor head_gradient(WindowBatch batch, const at::Tensor& x) const;
 };
 
 /// What the head holds for a few rows of logits.
-std::int64_t head_bytes(const ModelConfig& config);
+std::int64_t head_bytes(const models::ModelConfig& config);
 
 }  // namespace kvplan::calib

@@ -12,12 +12,12 @@
 #include <sstream>
 #include <utility>
 
-#include "calib/activation_store.h"
 #include "calib/checkpoint.h"
-#include "calib/device_threads.h"
 #include "calib/fisher_pass.h"
-#include "calib/memory_plan.h"
 #include "calib/window_statistics.h"
+#include "forward/activation_store.h"
+#include "forward/device_threads.h"
+#include "forward/memory_plan.h"
 #include "quant/moments.h"
 #include "schemas/atomic_file.h"
 #include "schemas/error.h"
@@ -32,7 +32,8 @@ void require(bool condition, const std::string& message) {
   if (!condition) throw ArgumentError("profile: " + message);
 }
 
-void check_arguments(const std::vector<TextWindow>& windows, const ProfileOptions& options) {
+void check_arguments(const std::vector<tokenizers::TextWindow>& windows,
+                     const ProfileOptions& options) {
   require(!windows.empty(),
           "expected at least one calibration window, found none; give more text or a larger part "
           "of it");
@@ -46,7 +47,7 @@ void check_arguments(const std::vector<TextWindow>& windows, const ProfileOption
                                                     " tokens) must be larger than sinks (" +
                                                     std::to_string(options.sink_tokens) + ")");
   std::int64_t previous = -1;
-  for (const TextWindow& window : windows) {
+  for (const tokenizers::TextWindow& window : windows) {
     require(window.index > previous, "window indices must ascend from 0, found " +
                                          std::to_string(window.index) + " after " +
                                          std::to_string(previous));
@@ -58,7 +59,7 @@ void check_arguments(const std::vector<TextWindow>& windows, const ProfileOption
   }
 }
 
-std::string text_sha256(std::span<const TextWindow> windows,
+std::string text_sha256(std::span<const tokenizers::TextWindow> windows,
                         const std::vector<ProfileSource>& sources) {
   std::ostringstream text;
   text.precision(17);
@@ -67,19 +68,19 @@ std::string text_sha256(std::span<const TextWindow> windows,
          << s.sha256 << ' ' << s.tokens << ' ' << s.part_begin << ' ' << s.part_end << ' '
          << s.weight << '\n';
   }
-  for (const TextWindow& window : windows) {
+  for (const tokenizers::TextWindow& window : windows) {
     text << window.index << ' ' << window.source << ' '
          << sha256(std::as_bytes(std::span<const std::int32_t>(window.tokens))) << '\n';
   }
   return sha256(text.str());
 }
 
-RunKey run_key(const ModelReader& model, std::span<const TextWindow> windows,
+RunKey run_key(const models::ModelReader& model, std::span<const tokenizers::TextWindow> windows,
                const std::vector<ProfileSource>& sources, const ProfileOptions& options) {
   return {{"model", model.spec().kv_weights_sha256},
           {"text", text_sha256(windows, sources)},
           {"window", std::to_string(options.window)},
-          {"dtype", weight_type_name(options.weights)},
+          {"dtype", forward::weight_type_name(options.weights)},
           {"sinks", std::to_string(options.sink_tokens)},
           {"coherent", std::to_string(options.coherent_windows)},
           {"seed", std::to_string(options.seed)}};
@@ -87,7 +88,7 @@ RunKey run_key(const ModelReader& model, std::span<const TextWindow> windows,
 
 /// Mean squared error of the key projection under 3-bit absmax quantisation: the published weight
 /// heuristic, a baseline policy.
-double weight_mse(const ModelReader& model, int layer) {
+double weight_mse(const models::ModelReader& model, int layer) {
   constexpr double kLargestLevel = 3;
   const std::string name = "blk." + std::to_string(layer) + ".attn_k.weight";
   std::size_t count = 1;
@@ -107,9 +108,10 @@ double weight_mse(const ModelReader& model, int layer) {
 }
 
 /// The profile with everything but its sums; coherent rows sized and zero.
-Profile blank_profile(const ModelReader& model, std::span<const TextWindow> windows,
+Profile blank_profile(const models::ModelReader& model,
+                      std::span<const tokenizers::TextWindow> windows,
                       const std::vector<ProfileSource>& sources, const ProfileOptions& options) {
-  const ModelConfig& config = model.config();
+  const models::ModelConfig& config = model.config();
   Profile profile;
   profile.model = model.spec();
   profile.window = options.window;
@@ -118,7 +120,7 @@ Profile blank_profile(const ModelReader& model, std::span<const TextWindow> wind
   profile.seed = options.seed;
   profile.sources = sources;
   profile.program = options.program;
-  for (const TextWindow& window : windows) {
+  for (const tokenizers::TextWindow& window : windows) {
     profile.windows.push_back({window.index, options.window, window.source});
   }
   profile.tokens = profile.fisher_tokens =
@@ -130,7 +132,7 @@ Profile blank_profile(const ModelReader& model, std::span<const TextWindow> wind
   profile.layers = empty_sums(config);
   for (int l = 0; l < config.num_layers; ++l) {
     LayerProfile& layer = profile.layers[static_cast<std::size_t>(l)];
-    layer.inv_freq = rotary_frequencies(config, l, options.window);
+    layer.inv_freq = models::rotary_frequencies(config, l, options.window);
     layer.weight_mse = weight_mse(model, l);
     layer.k.cross = layer.v.cross = Array<float>({rows, heads, d, d});
     layer.k.phase = Array<float>({rows, heads, d, config.rotary_dim + 1});
@@ -142,37 +144,39 @@ Profile blank_profile(const ModelReader& model, std::span<const TextWindow> wind
 /// One pass over some batches on one device.
 class DeviceProfiler {
  public:
-  DeviceProfiler(const ModelReader& model, const ProfileOptions& options, Device device,
-                 const MemoryPlan& plan, const fs::path& folder, const RunControl& control)
+  DeviceProfiler(const models::ModelReader& model, const ProfileOptions& options,
+                 forward::Device device, const forward::MemoryPlan& plan, const fs::path& folder,
+                 const RunControl& control)
       : decoder_(model, options.weights, device,
-                 plan.stream ? Residency::kStream : Residency::kAll),
+                 plan.stream ? forward::Residency::kStream : forward::Residency::kAll),
         activations_(plan.memory_bytes, folder),
         pass_{decoder_, model.path().string(), options.seed, control, activations_} {}
 
   /// Sums and coherent rows of `batches`, which lie in `windows`: sums[i] and, where there is one,
   /// row first_row + i of `profile` belong to windows[i].
-  void run(std::span<const WindowBatch> batches, std::span<const TextWindow> windows,
+  void run(std::span<const WindowBatch> batches, std::span<const tokenizers::TextWindow> windows,
            std::size_t first_row, std::vector<WindowSums>& sums, Profile& profile) {
     const auto coherent = static_cast<std::size_t>(profile.coherent_windows);
-    pass_.run(batches, [&](const TextWindow& window, int layer, const LayerTrace& trace) {
-      const auto i = static_cast<std::size_t>(&window - windows.data());
-      const auto l = static_cast<std::size_t>(layer);
-      sums[i][l] = layer_sums(decoder_, layer, trace, profile.sink_tokens);
-      if (first_row + i < coherent)
-        store_coherent(decoder_, layer, trace, profile.sink_tokens, first_row + i,
-                       profile.layers[l]);
-    });
+    pass_.run(batches,
+              [&](const tokenizers::TextWindow& window, int layer, const LayerTrace& trace) {
+                const auto i = static_cast<std::size_t>(&window - windows.data());
+                const auto l = static_cast<std::size_t>(layer);
+                sums[i][l] = layer_sums(decoder_, layer, trace, profile.sink_tokens);
+                if (first_row + i < coherent)
+                  store_coherent(decoder_, layer, trace, profile.sink_tokens, first_row + i,
+                                 profile.layers[l]);
+              });
   }
 
  private:
-  Decoder decoder_;
-  ActivationStore activations_;
+  forward::Decoder decoder_;
+  forward::ActivationStore activations_;
   FisherPass pass_;
 };
 
-Workload profile_workload(const ModelReader& model, const ProfileOptions& options,
-                          const Profile& profile) {
-  const ModelConfig& config = model.config();
+forward::Workload profile_workload(const models::ModelReader& model, const ProfileOptions& options,
+                                   const Profile& profile) {
+  const models::ModelConfig& config = model.config();
   const std::int64_t tokens = std::int64_t{options.batch} * options.window,
                      windows = std::ssize(profile.windows);
   const std::int64_t activation = tokens * config.hidden_size * std::int64_t{sizeof(float)};
@@ -193,29 +197,31 @@ Workload profile_workload(const ModelReader& model, const ProfileOptions& option
   const std::int64_t nodes = std::bit_width(static_cast<std::uint64_t>(windows)) + 1;
   return {.units = (windows + options.batch - 1) / options.batch,
           // A checkpoint holds a second copy of the nodes for a moment.
-          .fixed_bytes = kProcessBytes + rows + 2 * nodes * sums +
-                         layer_bytes(config, tokens, /*gradients=*/true) + head_bytes(config),
+          .fixed_bytes = forward::kProcessBytes + rows + 2 * nodes * sums +
+                         forward::layer_bytes(config, tokens, /*gradients=*/true) +
+                         head_bytes(config),
           .unit_bytes = options.batch * sums + 2 * activation,
           .boundary_bytes = (config.num_layers + 1) * activation};
 }
 
 /// The part of a run that falls to this process.
 struct Part {
-  std::span<const TextWindow> windows;
+  std::span<const tokenizers::TextWindow> windows;
   std::size_t done = 0;
 };
 
 /// Profiles the windows of `part` from part.done on into `tree` and `profile`, saving as it goes.
-void profile_windows(const ModelReader& model, Part& part, const ProfileOptions& options,
+void profile_windows(const models::ModelReader& model, Part& part, const ProfileOptions& options,
                      const fs::path& folder, const RunControl& control,
                      ProfileCheckpoint& checkpoint, WindowTree& tree, Profile& profile) {
   using Clock = std::chrono::steady_clock;
   const auto batch = static_cast<std::size_t>(options.batch);
   const std::size_t total = part.windows.size();
-  const MemoryPlan plan = plan_memory(options.memory_bytes, weight_bytes(model, options.weights),
-                                      profile_workload(model, options, profile));
+  const forward::MemoryPlan plan =
+      forward::plan_memory(options.memory_bytes, forward::weight_bytes(model, options.weights),
+                           profile_workload(model, options, profile));
   std::list<DeviceProfiler> devices;
-  for (const Device device : options.devices)
+  for (const forward::Device device : options.devices)
     devices.emplace_back(model, options, device, plan, folder, control);
   const std::size_t step = batch * static_cast<std::size_t>(plan.units) * devices.size();
 
@@ -240,7 +246,7 @@ void profile_windows(const ModelReader& model, Part& part, const ProfileOptions&
       work.emplace_back([&, device] { device->run(share, group, part.done, sums, profile); });
       ++device;
     }
-    run_together(work);
+    forward::run_together(work);
     for (std::size_t i = 0; i < group.size(); ++i) tree.add(group[i].index, std::move(sums[i]));
     part.done += group.size();
     report();
@@ -251,7 +257,7 @@ void profile_windows(const ModelReader& model, Part& part, const ProfileOptions&
     return part.done < total;
   };
   try {
-    in_lockstep(options.peers, next_group);
+    forward::in_lockstep(options.peers, next_group);
   } catch (const InterruptedError& interrupted) {
     save();
     throw InterruptedError(interrupted.signal(),
@@ -274,13 +280,13 @@ void finish(Profile& profile, WindowSums total) {
   profile.summary = quant::summarise(profile);
 }
 
-std::string part_name(const Peers& peers) {
+std::string part_name(const forward::Peers& peers) {
   return "rank-" + std::to_string(peers.rank()) + "-of-" + std::to_string(peers.size());
 }
 
 /// Where this process keeps its state. InputError when the run was begun by another number of
 /// processes.
-fs::path checkpoint_folder(const fs::path& folder, const Peers* peers) {
+fs::path checkpoint_folder(const fs::path& folder, const forward::Peers* peers) {
   const fs::path root = folder / "checkpoint";
   const std::string suffix = peers ? "-of-" + std::to_string(peers->size()) : "";
   if (fs::is_directory(root))
@@ -299,11 +305,12 @@ fs::path checkpoint_folder(const fs::path& folder, const Peers* peers) {
 
 }  // namespace
 
-Profile run_profile(const ModelReader& model, const std::vector<TextWindow>& windows,
+Profile run_profile(const models::ModelReader& model,
+                    const std::vector<tokenizers::TextWindow>& windows,
                     const std::vector<ProfileSource>& sources, const ProfileOptions& options,
                     const fs::path& folder, const RunControl& control) {
   check_arguments(windows, options);
-  Peers* const peers = options.peers;
+  forward::Peers* const peers = options.peers;
   const bool first = !peers || peers->rank() == 0;
   const fs::path checkpoint_at = checkpoint_folder(folder, peers);
   const FolderLock lock(first ? folder : checkpoint_at);
@@ -316,7 +323,8 @@ Profile run_profile(const ModelReader& model, const std::vector<TextWindow>& win
 
   const int rank = peers ? peers->rank() : 0, size = peers ? peers->size() : 1;
   const auto share = [&](int of_rank) {
-    return share_of(of_rank, size, windows.size(), static_cast<std::size_t>(options.batch));
+    return forward::share_of(of_rank, size, windows.size(),
+                             static_cast<std::size_t>(options.batch));
   };
   const auto coherent = static_cast<std::size_t>(options.coherent_windows);
   const auto [begin, end] = share(rank);
@@ -332,7 +340,7 @@ Profile run_profile(const ModelReader& model, const std::vector<TextWindow>& win
   part.done = checkpoint.load(zero, tree, profile);
   profile_windows(model, part, options, folder, control, checkpoint, tree, profile);
 
-  in_lockstep(peers, [&] {
+  forward::in_lockstep(peers, [&] {
     if (!first) {
       const auto rows =
           std::min(part.windows.size(), static_cast<std::size_t>(own.coherent_windows));

@@ -6,11 +6,12 @@
 #include <string>
 #include <vector>
 
-#include "calib/model.h"
-#include "calib/peers.h"
-#include "calib/text.h"
+#include "forward/device.h"
+#include "forward/peers.h"
+#include "models/model.h"
 #include "schemas/profile.h"
 #include "schemas/run_control.h"
+#include "tokenizers/text.h"
 
 namespace kvplan::calib {
 
@@ -21,10 +22,10 @@ struct ProfileOptions {
   int batch = 1;           // windows at once
   std::uint64_t seed = 0;  // of the sampled labels
   int threads = 0;         // 0: all cores
-  WeightType weights = WeightType::kFloat32;
-  std::vector<Device> devices = {Device::kCpu};  // several share the windows
-  std::int64_t memory_bytes = 0;                 // of the process, or of each GPU; 0: no limit
-  Peers* peers = nullptr;                        // the other processes of this run; null: none
+  forward::WeightType weights = forward::WeightType::kFloat32;
+  std::vector<forward::Device> devices = {forward::Device::kCpu};  // several share the windows
+  std::int64_t memory_bytes = 0;    // of the process, or of each GPU; 0: no limit
+  forward::Peers* peers = nullptr;  // the other processes of this run; null: none
   int checkpoint_seconds = 30;
   std::string program;  // kvplan version, written into the profile
 };
@@ -39,7 +40,8 @@ struct ProfileOptions {
 /// another run or not writable, a peer lost (state saved); MemoryError: names the smallest limit
 /// that works; InputError: checkpoint of other inputs (says which option differs), NaN or Inf in
 /// activations (layer, side, position).
-Profile run_profile(const ModelReader& model, const std::vector<TextWindow>& windows,
+Profile run_profile(const models::ModelReader& model,
+                    const std::vector<tokenizers::TextWindow>& windows,
                     const std::vector<ProfileSource>& sources, const ProfileOptions& options,
                     const std::filesystem::path& folder, const RunControl& control);
 

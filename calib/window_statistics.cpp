@@ -101,7 +101,7 @@ void max_to(Array<T>& a, const Array<T>& b) {
 
 }  // namespace
 
-WindowSums empty_sums(const ModelConfig& config) {
+WindowSums empty_sums(const models::ModelConfig& config) {
   const std::int64_t heads = config.kv_heads, d = config.head_dim;
   LayerProfile layer;
   layer.kv_heads = config.kv_heads;
@@ -119,7 +119,7 @@ WindowSums empty_sums(const ModelConfig& config) {
   return WindowSums(static_cast<std::size_t>(config.num_layers), layer);
 }
 
-LayerProfile layer_sums(const Decoder& decoder, int index, const LayerTrace& trace,
+LayerProfile layer_sums(const forward::Decoder& decoder, int index, const LayerTrace& trace,
                         int sink_tokens) {
   const at::Tensor k_pre = packed(trace.k_pre, sink_tokens);
   const at::Tensor k = packed(trace.k, sink_tokens);
@@ -144,8 +144,8 @@ LayerProfile layer_sums(const Decoder& decoder, int index, const LayerTrace& tra
   return layer;
 }
 
-void store_coherent(const Decoder& decoder, int index, const LayerTrace& trace, int sink_tokens,
-                    std::size_t row, LayerProfile& layer) {
+void store_coherent(const forward::Decoder& decoder, int index, const LayerTrace& trace,
+                    int sink_tokens, std::size_t row, LayerProfile& layer) {
   const at::Tensor h_k = packed(trace.h_k, sink_tokens), h_v = packed(trace.h_v, sink_tokens);
   const at::Tensor phi =
       phases(decoder.inv_freq(index, trace.k.size(1)), sink_tokens, h_k.size(1), h_k.device());

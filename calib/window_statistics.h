@@ -1,6 +1,5 @@
 #pragma once
-// From what one window shows of a layer to the profile's sums, and the sum of windows. Internal to
-// calib.
+// From what one window shows of a layer to the profile's sums, and the sum of windows.
 
 #include <cstdint>
 #include <vector>
@@ -14,16 +13,16 @@ namespace kvplan::calib {
 using WindowSums = std::vector<LayerProfile>;
 
 /// All sums of zero, of the model's shapes.
-WindowSums empty_sums(const ModelConfig& config);
+WindowSums empty_sums(const models::ModelConfig& config);
 
 /// Sums of one layer over one window without its first sink_tokens positions (absmax includes
 /// them).
-LayerProfile layer_sums(const Decoder& decoder, int index, const LayerTrace& trace,
+LayerProfile layer_sums(const forward::Decoder& decoder, int index, const LayerTrace& trace,
                         int sink_tokens);
 
 /// Writes row `row` of cross and phase, which the caller has sized.
-void store_coherent(const Decoder& decoder, int index, const LayerTrace& trace, int sink_tokens,
-                    std::size_t row, LayerProfile& layer);
+void store_coherent(const forward::Decoder& decoder, int index, const LayerTrace& trace,
+                    int sink_tokens, std::size_t row, LayerProfile& layer);
 
 /// Calls f(array of `a`, same array of `b`) for every additive array, then g for every maximum.
 template <class A, class B, class F, class G>

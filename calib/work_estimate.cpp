@@ -46,7 +46,7 @@ double measured_rate(std::int64_t rows, std::int64_t hidden, std::int64_t inner)
 /// Sizes of a model as doubles, so that products stay inside the range.
 struct Sizes {
   double layers, hidden, inner, vocab, q, kv, heads, d;
-  explicit Sizes(const ModelConfig& c)
+  explicit Sizes(const models::ModelConfig& c)
       : layers(c.num_layers),
         hidden(c.hidden_size),
         inner(c.intermediate_size),
@@ -65,9 +65,9 @@ double operations_per_token(const Sizes& m, double window) {
   return kPasses * forward + head + sums;
 }
 
-double memory_bytes(const Sizes& m, const ModelConfig& config, double windows,
+double memory_bytes(const Sizes& m, const models::ModelConfig& config, double windows,
                     const ProfileOptions& options) {
-  const double matrix_bytes = options.weights == WeightType::kFloat32 ? 4 : 2;
+  const double matrix_bytes = options.weights == forward::WeightType::kFloat32 ? 4 : 2;
   const double weights = matrix_bytes * m.layers * m.layer_matrices() +
                          4 * m.hidden * m.vocab * (config.tied_embeddings ? 1 : 2);
   const double tokens = double{1} * options.window * std::min<double>(options.batch, windows);
@@ -85,10 +85,10 @@ double memory_bytes(const Sizes& m, const ModelConfig& config, double windows,
 
 }  // namespace
 
-WorkEstimate estimate_profile(const ModelReader& model, std::int64_t windows,
+WorkEstimate estimate_profile(const models::ModelReader& model, std::int64_t windows,
                               const ProfileOptions& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
-  const ModelConfig& config = model.config();
+  const models::ModelConfig& config = model.config();
   const Sizes sizes(config);
   const double rate = measured_rate(options.window, config.hidden_size, config.intermediate_size);
   const double tokens = static_cast<double>(windows) * options.window;

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "calib/model.h"
 #include "calib/profiler.h"
+#include "models/model.h"
 
 namespace kvplan::calib {
 
@@ -17,7 +17,7 @@ struct WorkEstimate {
 /// point operations over a rate that is measured here, for a third of a second, on products of the
 /// model's own size; loading the weights is in it. `options`: window, batch, coherent_windows,
 /// weights, threads.
-WorkEstimate estimate_profile(const ModelReader& model, std::int64_t windows,
+WorkEstimate estimate_profile(const models::ModelReader& model, std::int64_t windows,
                               const ProfileOptions& options);
 
 }  // namespace kvplan::calib

@@ -163,14 +163,14 @@ std::string rope_text(const RopeSpec& rope) {
               : ", scaling " + scaling->type + " x" + significant(scaling->factor, 4));
 }
 
-std::string rotary_text(const calib::ModelConfig& c) {
+std::string rotary_text(const models::ModelConfig& c) {
   if (c.rotary_dim == 0) return "none";
   return std::to_string(c.rotary_dim) + ", " + rope_text(c.rope) +
          (c.local_rope ? "; layers with a window " + rope_text(*c.local_rope) : "");
 }
 
 /// What differs from scores / sqrt(head_dim) over all earlier tokens.
-std::string attention_text(const calib::ModelConfig& c) {
+std::string attention_text(const models::ModelConfig& c) {
   const auto windows = std::ranges::count_if(c.windows, [](int w) { return w > 0; });
   std::string out;
   const auto add = [&](const std::string& text) { out += (out.empty() ? "" : ", ") + text; };
@@ -187,7 +187,7 @@ std::string attention_text(const calib::ModelConfig& c) {
 
 }  // namespace
 
-std::string describe(const calib::ModelReader& model) {
+std::string describe(const models::ModelReader& model) {
   const auto& c = model.config();
   const auto& s = model.spec();
   TextTable t({"model", model.path().filename().string()});

@@ -3,14 +3,14 @@
 
 #include <string>
 
-#include "calib/model.h"
+#include "models/model.h"
 #include "schemas/plan.h"
 #include "schemas/profile.h"
 #include "schemas/validation.h"
 
 namespace kvplan::cli {
 
-std::string describe(const calib::ModelReader& model);
+std::string describe(const models::ModelReader& model);
 std::string describe(const Profile& profile);
 std::string describe(const PlanBundle& bundle);
 std::string describe(const Validation& validation, bool markdown = false);

@@ -11,8 +11,8 @@
 #include <sstream>
 #include <thread>
 
-#include "calib/torch_build.h"
 #include "cli/commands.h"
+#include "forward/torch_build.h"
 #ifdef KVPLAN_CUDA
 #include "kernels/runtime.h"
 #endif
@@ -102,7 +102,7 @@ json machine_json() {
           {"folder_free_bytes", error ? json(nullptr) : json(space.available)}};
 }
 
-std::vector<Ability> abilities(const json& machine, const calib::TorchBuild& torch,
+std::vector<Ability> abilities(const json& machine, const forward::TorchBuild& torch,
                                const Gpu& gpu) {
   std::string memory;
   if (machine["memory_available_bytes"].is_number() &&
@@ -128,7 +128,7 @@ std::string gib(const json& bytes) {
 
 int run(const GlobalOptions& global) {
   const json machine = machine_json();
-  const auto torch = calib::torch_build();
+  const auto torch = forward::torch_build();
   const Gpu gpu = find_gpu();
   const auto all = abilities(machine, torch, gpu);
   const json versions = {

@@ -3,14 +3,15 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "calib/generate.h"
-#include "calib/special_tokens.h"
-#include "calib/text_stream.h"
-#include "calib/tokenizer.h"
 #include "cli/commands.h"
 #include "cli/runtimes.h"
+#include "forward/device.h"
+#include "generation/generate.h"
 #include "schemas/atomic_file.h"
 #include "schemas/error.h"
+#include "tokenizers/special_tokens.h"
+#include "tokenizers/text_stream.h"
+#include "tokenizers/tokenizer.h"
 
 namespace kvplan::cli {
 namespace {
@@ -19,8 +20,8 @@ constexpr std::size_t kMaxPromptBytes = std::size_t{64} << 20;
 
 struct GenerateFlags {
   std::filesystem::path model, plan, prompt_file;
-  calib::WeightType weights = calib::WeightType::kFloat32;
-  calib::Device device = calib::Device::kCpu;
+  forward::WeightType weights = forward::WeightType::kFloat32;
+  forward::Device device = forward::Device::kCpu;
   std::string prompt, runtime = "cpu";
   std::int64_t max_tokens = 128;
   bool allow_other_weights = false;
@@ -30,7 +31,7 @@ double per_second(std::int64_t count, double seconds) {
   return seconds > 0 ? static_cast<double>(count) / seconds : 0;
 }
 
-nlohmann::json to_json(const calib::Generation& g, const std::string& text,
+nlohmann::json to_json(const generation::Generation& g, const std::string& text,
                        std::int64_t prompt_tokens, const std::string& runtime,
                        const PlanBundle* plan) {
   return {{"format", "kvplan.generation"},
@@ -51,7 +52,7 @@ nlohmann::json to_json(const calib::Generation& g, const std::string& text,
           {"decode_tokens_per_second", per_second(g.decode_steps, g.decode_seconds)}};
 }
 
-std::string summary(const calib::Generation& g, std::int64_t prompt_tokens,
+std::string summary(const generation::Generation& g, std::int64_t prompt_tokens,
                     const std::string& runtime) {
   const auto ratio = static_cast<double>(g.fp16_bytes) / static_cast<double>(g.cache_bytes);
   return std::to_string(prompt_tokens) + " prompt tokens, " + std::to_string(g.tokens.size()) +
@@ -65,9 +66,9 @@ std::string summary(const calib::Generation& g, std::int64_t prompt_tokens,
 }
 
 int run(const GenerateFlags& flags, const GlobalOptions& global) {
-  calib::GenerateOptions options;
+  generation::GenerateOptions options;
   options.runtime =
-      flags.runtime == "cuda" ? cuda_runtime() : calib::reference_runtime(flags.runtime);
+      flags.runtime == "cuda" ? cuda_runtime() : forward::reference_runtime(flags.runtime);
   options.max_tokens = flags.max_tokens;
   options.threads = global.threads;
   options.weights = flags.weights;
@@ -76,14 +77,14 @@ int run(const GenerateFlags& flags, const GlobalOptions& global) {
   if (!flags.plan.empty()) plan = read_plan(flags.plan);
   const std::string text =
       flags.prompt_file.empty() ? flags.prompt : read_text_file(flags.prompt_file, kMaxPromptBytes);
-  const auto model = calib::open_model(flags.model);
+  const auto model = models::open_model(flags.model);
   if (plan) {
     require_same_model(plan->plan.model, model->spec(), flags.plan.string(),
                        flags.allow_other_weights);
     options.plan = &*plan;
   }
-  const auto tokenizer = calib::open_tokenizer(flags.model);
-  const auto special = calib::read_special_tokens(flags.model, model->config().vocab_size);
+  const auto tokenizer = tokenizers::open_tokenizer(flags.model);
+  const auto special = tokenizers::read_special_tokens(flags.model, model->config().vocab_size);
   options.stop_tokens = special.end_of_text;
   std::vector<std::int32_t> prompt = tokenizer->encode(text, /*parse_special=*/true);
   if (!std::equal(special.before_text.begin(), special.before_text.end(), prompt.begin(),
@@ -101,14 +102,14 @@ int run(const GenerateFlags& flags, const GlobalOptions& global) {
     return 0;
   }
 
-  calib::TextStream stream(*tokenizer, prompt.back());
+  tokenizers::TextStream stream(*tokenizer, prompt.back());
   std::string continuation;
   const auto show = [&](const std::string& piece) {
     continuation += piece;
     if (!global.json) std::cout << piece << std::flush;
   };
   ProgressPrinter printer(Verbosity::kQuiet);
-  const calib::Generation generation = calib::generate(
+  const generation::Generation generation = generation::generate(
       *model, prompt, options, [&](std::int32_t token) { show(stream.add(token)); },
       run_control(printer));
   show(stream.finish());

@@ -1,9 +1,9 @@
 #include <iostream>
 
-#include "calib/model.h"
 #include "cli/commands.h"
 #include "cli/describe.h"
 #include "exporters/import.h"
+#include "models/model.h"
 #include "schemas/atomic_file.h"
 #include "schemas/error.h"
 
@@ -23,7 +23,7 @@ exporters::ImportOptions model_options(const std::filesystem::path& path) {
         exporters::model_of_config(read_text_file(path), path.string(), options.context);
     return options;
   }
-  const auto model = calib::open_model(path);
+  const auto model = models::open_model(path);
   options.model = model->spec();
   options.context = model->config().max_context;
   return options;

@@ -27,7 +27,7 @@ int run(const std::filesystem::path& path, const GlobalOptions& global) {
     const auto validation = read_validation(path);
     std::cout << (global.json ? validation_json(validation) : describe(validation));
   } else {
-    const auto model = calib::open_model(path);
+    const auto model = models::open_model(path);
     std::cout << (global.json ? model_json(*model) : describe(*model));
   }
   return 0;

@@ -14,7 +14,7 @@ nlohmann::json rope_json(const RopeSpec& rope) {
 
 }  // namespace
 
-std::string model_json(const calib::ModelReader& model) {
+std::string model_json(const models::ModelReader& model) {
   const auto& c = model.config();
   const auto& s = model.spec();
   const nlohmann::json j = {

@@ -3,10 +3,10 @@
 
 #include <string>
 
-#include "calib/model.h"
+#include "models/model.h"
 
 namespace kvplan::cli {
 
-std::string model_json(const calib::ModelReader& model);
+std::string model_json(const models::ModelReader& model);
 
 }  // namespace kvplan::cli

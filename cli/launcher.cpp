@@ -44,23 +44,23 @@ void add_launcher_options(CLI::App& command, LauncherOptions& options) {
       ->capture_default_str();
 }
 
-std::unique_ptr<calib::Peers> connect_peers(const LauncherOptions& options) {
+std::unique_ptr<forward::Peers> connect_peers(const LauncherOptions& options) {
   const int size = number("WORLD_SIZE", 1);
   if (size <= 1) return nullptr;
-  calib::PeerAddress address{.rank = number("RANK"), .size = size};
+  forward::PeerAddress address{.rank = number("RANK"), .size = size};
   address.host = variable("MASTER_ADDR").value_or(address.host);
   address.port = number("MASTER_PORT");
   address.store_running = variable("TORCHELASTIC_USE_AGENT_STORE").value_or("") == "True";
   address.attempt = variable("TORCHELASTIC_RESTART_COUNT").value_or(address.attempt);
   address.timeout = std::chrono::seconds(options.timeout_seconds);
-  return std::make_unique<calib::Peers>(address);
+  return std::make_unique<forward::Peers>(address);
 }
 
-bool is_first(const calib::Peers* peers) { return !peers || peers->rank() == 0; }
+bool is_first(const forward::Peers* peers) { return !peers || peers->rank() == 0; }
 
-std::vector<calib::Device> own_devices(std::vector<calib::Device> devices,
-                                       const calib::Peers* peers) {
-  if (peers && devices == std::vector{calib::Device::kCuda})
+std::vector<forward::Device> own_devices(std::vector<forward::Device> devices,
+                                         const forward::Peers* peers) {
+  if (peers && devices == std::vector{forward::Device::kCuda})
     devices.front().gpu = number("LOCAL_RANK", 0);
   return devices;
 }

@@ -6,8 +6,8 @@
 #include <memory>
 #include <vector>
 
-#include "calib/model.h"
-#include "calib/peers.h"
+#include "forward/device.h"
+#include "forward/peers.h"
 
 namespace kvplan::cli {
 
@@ -20,13 +20,13 @@ void add_launcher_options(CLI::App& command, LauncherOptions& options);
 
 /// Waits for the other processes; null when this one is alone (no WORLD_SIZE, or 1). ArgumentError:
 /// a variable is missing or no number (says which).
-std::unique_ptr<calib::Peers> connect_peers(const LauncherOptions& options);
+std::unique_ptr<forward::Peers> connect_peers(const LauncherOptions& options);
 
 /// Whether this process prints results and writes files.
-bool is_first(const calib::Peers* peers);
+bool is_first(const forward::Peers* peers);
 
 /// With peers "cuda" means the GPU of LOCAL_RANK.
-std::vector<calib::Device> own_devices(std::vector<calib::Device> devices,
-                                       const calib::Peers* peers);
+std::vector<forward::Device> own_devices(std::vector<forward::Device> devices,
+                                         const forward::Peers* peers);
 
 }  // namespace kvplan::cli

@@ -46,9 +46,9 @@ std::pair<double, double> parse_part(const std::string& part) {
 }
 
 /// "cpu", "cuda" (the first GPU) or "cuda:N".
-calib::Device parse_device(const std::string& text) {
-  if (text == "cpu") return calib::Device::kCpu;
-  if (text == "cuda") return calib::Device::kCuda;
+forward::Device parse_device(const std::string& text) {
+  if (text == "cpu") return forward::Device::kCpu;
+  if (text == "cuda") return forward::Device::kCuda;
   int gpu = -1;
   char end = 0;
   if (std::sscanf(text.c_str(), "cuda:%d%c", &gpu, &end) != 1 || gpu < 0)
@@ -77,11 +77,11 @@ void add_global_options(CLI::App& command, GlobalOptions& o) {
       ->group("Everywhere");
 }
 
-void add_dtype_option(CLI::App& command, calib::WeightType& weights) {
-  std::map<std::string, calib::WeightType> types;
-  for (const auto type :
-       {calib::WeightType::kFloat32, calib::WeightType::kBFloat16, calib::WeightType::kFloat16}) {
-    types[calib::weight_type_name(type)] = type;
+void add_dtype_option(CLI::App& command, forward::WeightType& weights) {
+  std::map<std::string, forward::WeightType> types;
+  for (const auto type : {forward::WeightType::kFloat32, forward::WeightType::kBFloat16,
+                          forward::WeightType::kFloat16}) {
+    types[forward::weight_type_name(type)] = type;
   }
   command
       .add_option("--dtype", weights,
@@ -90,7 +90,7 @@ void add_dtype_option(CLI::App& command, calib::WeightType& weights) {
       ->default_str("fp32");
 }
 
-void add_device_option(CLI::App& command, calib::Device& device) {
+void add_device_option(CLI::App& command, forward::Device& device) {
   command
       .add_option_function<std::string>(
           "--device", [&device](const std::string& text) { device = parse_device(text); },
@@ -98,7 +98,7 @@ void add_device_option(CLI::App& command, calib::Device& device) {
       ->default_str("cpu");
 }
 
-void add_devices_option(CLI::App& command, std::vector<calib::Device>& devices) {
+void add_devices_option(CLI::App& command, std::vector<forward::Device>& devices) {
   command
       .add_option_function<std::string>(
           "--device",
@@ -154,11 +154,11 @@ std::vector<ProfileSource> ModelText::source_infos() const {
 ModelText open_model_text(const ModelTextOptions& o, std::int64_t max_windows) {
   ModelText out;
   std::tie(out.part_begin, out.part_end) = parse_part(o.part);
-  out.model = calib::open_model(o.model);
-  const auto tokenizer = calib::open_tokenizer(o.model);
+  out.model = models::open_model(o.model);
+  const auto tokenizer = tokenizers::open_tokenizer(o.model);
   const auto vocabulary = out.model->config().vocab_size;
   for (const auto& file : o.text) {
-    out.sources.push_back(calib::load_text(file, *tokenizer, out.part_begin, out.part_end));
+    out.sources.push_back(tokenizers::load_text(file, *tokenizer, out.part_begin, out.part_end));
     for (const auto id : out.sources.back().tokens) {
       if (id < 0 || id >= vocabulary) {
         throw InputError(o.model.string(), "tokenizer",
@@ -168,7 +168,7 @@ ModelText open_model_text(const ModelTextOptions& o, std::int64_t max_windows) {
       }
     }
   }
-  out.windows = calib::make_windows(out.sources, o.window, max_windows);
+  out.windows = tokenizers::make_windows(out.sources, o.window, max_windows);
   return out;
 }
 

@@ -6,10 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "calib/model.h"
-#include "calib/text.h"
 #include "cli/console.h"
+#include "forward/device.h"
+#include "models/model.h"
 #include "schemas/run_control.h"
+#include "tokenizers/text.h"
 
 namespace kvplan::cli {
 
@@ -30,19 +31,19 @@ struct ModelTextOptions {
   std::string part = "0:1";
   int window = 1024;
   int batch = 1;
-  calib::WeightType weights = calib::WeightType::kFloat32;
-  std::vector<calib::Device> devices = {calib::Device::kCpu};
+  forward::WeightType weights = forward::WeightType::kFloat32;
+  std::vector<forward::Device> devices = {forward::Device::kCpu};
   std::int64_t memory_bytes = 0;  // 0: no limit
 };
 
 /// --dtype.
-void add_dtype_option(CLI::App& command, calib::WeightType& weights);
+void add_dtype_option(CLI::App& command, forward::WeightType& weights);
 
 /// --device cpu|cuda|cuda:N.
-void add_device_option(CLI::App& command, calib::Device& device);
+void add_device_option(CLI::App& command, forward::Device& device);
 
 /// --device with several GPUs, separated by commas; `devices` keeps its value without the flag.
-void add_devices_option(CLI::App& command, std::vector<calib::Device>& devices);
+void add_devices_option(CLI::App& command, std::vector<forward::Device>& devices);
 
 /// --memory SIZE.
 void add_memory_option(CLI::App& command, std::int64_t& bytes);
@@ -51,10 +52,10 @@ void add_model_text_options(CLI::App& command, ModelTextOptions& options, bool r
 
 /// A model with its text cut into windows.
 struct ModelText {
-  std::unique_ptr<calib::ModelReader> model;
-  std::vector<calib::TokenSource> sources;
+  std::unique_ptr<models::ModelReader> model;
+  std::vector<tokenizers::TokenSource> sources;
   double part_begin = 0, part_end = 1;
-  std::vector<calib::TextWindow> windows;
+  std::vector<tokenizers::TextWindow> windows;
   std::vector<ProfileSource> source_infos() const;
 };
 

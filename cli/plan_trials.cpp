@@ -1,6 +1,6 @@
 #include "cli/plan_trials.h"
 
-#include "calib/trials.h"
+#include "evaluation/trials.h"
 #include "schemas/error.h"
 
 namespace kvplan::cli {
@@ -12,14 +12,14 @@ struct NamedPlan {
 };
 
 /// Measures the candidates and adds their rows.
-std::vector<calib::Trial> measure(const std::vector<NamedPlan>& plans, const ModelText& input,
-                                  const TrialFlags& flags, const GlobalOptions& global) {
-  std::vector<calib::Candidate> candidates;
+std::vector<evaluation::Trial> measure(const std::vector<NamedPlan>& plans, const ModelText& input,
+                                       const TrialFlags& flags, const GlobalOptions& global) {
+  std::vector<evaluation::Candidate> candidates;
   for (const NamedPlan& plan : plans) {
     require_same_model(plan.bundle.plan.model, input.model->spec(), "the profile");
     candidates.push_back({plan.name, &plan.bundle});
   }
-  calib::EvaluateOptions options;
+  evaluation::EvaluateOptions options;
   options.window = flags.input.window;
   options.threads = global.threads;
   options.weights = flags.input.weights;
@@ -27,22 +27,22 @@ std::vector<calib::Trial> measure(const std::vector<NamedPlan>& plans, const Mod
   options.memory_bytes = flags.input.memory_bytes;
   options.bootstrap_seed = global.seed;
   ProgressPrinter printer(global.verbosity());
-  return calib::run_trials(*input.model, input.windows, candidates, flags.folds, options,
-                           run_control(printer));
+  return evaluation::run_trials(*input.model, input.windows, candidates, flags.folds, options,
+                                run_control(printer));
 }
 
-void record(const std::vector<calib::Trial>& trials, std::size_t chosen, Plan& plan) {
+void record(const std::vector<evaluation::Trial>& trials, std::size_t chosen, Plan& plan) {
   for (std::size_t i = 0; i < trials.size(); ++i) {
-    const calib::Trial& t = trials[i];
+    const evaluation::Trial& t = trials[i];
     plan.trials.push_back({t.name, t.kl, t.worst_fold_kl, t.perplexity_rise, t.held_out_kl,
                            t.held_out_perplexity_rise, i == chosen});
   }
 }
 
-std::string table_of(const std::vector<calib::Trial>& trials, std::size_t chosen) {
+std::string table_of(const std::vector<evaluation::Trial>& trials, std::size_t chosen) {
   TextTable table({"trial", "KL", "worst fold", "perplexity", "held-out KL", "perplexity", ""});
   for (std::size_t i = 0; i < trials.size(); ++i) {
-    const calib::Trial& t = trials[i];
+    const evaluation::Trial& t = trials[i];
     table.add_row({t.name, significant(t.kl), significant(t.worst_fold_kl),
                    percent(t.perplexity_rise, 2), significant(t.held_out_kl),
                    percent(t.held_out_perplexity_rise, 2), i == chosen ? "chosen" : ""});
@@ -50,16 +50,16 @@ std::string table_of(const std::vector<calib::Trial>& trials, std::size_t chosen
   return table.text();
 }
 
-std::string spread_of(const std::vector<calib::Trial>& trials) {
+std::string spread_of(const std::vector<evaluation::Trial>& trials) {
   std::vector<double> kl, rise, held_out;
-  for (const calib::Trial& t : trials) {
+  for (const evaluation::Trial& t : trials) {
     kl.push_back(t.kl);
     rise.push_back(1 + t.perplexity_rise);
     held_out.push_back(t.held_out_kl);
   }
   TextTable table({"over seeds", "mean", "sd", "CV", "min", "max"});
   const auto add = [&](const char* name, const std::vector<double>& values) {
-    const calib::Spread s = calib::spread(values);
+    const evaluation::Spread s = evaluation::spread(values);
     table.add_row({name, significant(s.mean), significant(s.sd, 2), significant(s.cv, 2),
                    significant(s.min), significant(s.max)});
   };
@@ -85,8 +85,8 @@ PlanBundle plan_by_trials(const TrialFlags& flags, const GlobalOptions& global,
     for (const std::string& change : flags.tries)
       plans.push_back({change, make_plan({change}, global.seed)});
     const auto trials = measure(plans, input, flags, global);
-    const std::size_t chosen =
-        calib::gated_choice(trials, calib::EvaluateOptions{}.bootstrap_samples, global.seed);
+    const std::size_t chosen = evaluation::gated_choice(
+        trials, evaluation::EvaluateOptions{}.bootstrap_samples, global.seed);
     if (chosen > 0) changes.push_back(flags.tries[chosen - 1]);
     summary += table_of(trials, chosen) + "\n";
     best = std::move(plans[chosen].bundle);
@@ -100,7 +100,7 @@ PlanBundle plan_by_trials(const TrialFlags& flags, const GlobalOptions& global,
       plans.push_back({"seed " + std::to_string(seed), make_plan(changes, seed)});
     }
     const auto trials = measure(plans, input, flags, global);
-    const std::size_t chosen = calib::smallest_worst_fold(trials);
+    const std::size_t chosen = evaluation::smallest_worst_fold(trials);
     summary += table_of(trials, chosen) + "\n" + spread_of(trials) + "\n";
     best = std::move(plans[chosen].bundle);
     best.plan.trials = finished;

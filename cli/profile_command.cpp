@@ -23,7 +23,7 @@ struct ProfileFlags {
 };
 
 /// "I/N": keeps the I-th of N contiguous runs of windows (I from 0); window indices stay global.
-void keep_shard(const std::string& shard, std::vector<calib::TextWindow>& windows) {
+void keep_shard(const std::string& shard, std::vector<tokenizers::TextWindow>& windows) {
   if (shard.empty()) return;
   std::int64_t i = -1, n = 0;
   char end = 0;
@@ -35,8 +35,8 @@ void keep_shard(const std::string& shard, std::vector<calib::TextWindow>& window
     throw ArgumentError("--shard: " + std::to_string(n) + " shards of " + std::to_string(count) +
                         " windows; use at most as many shards as windows");
   }
-  const std::vector<calib::TextWindow> part(windows.begin() + i * count / n,
-                                            windows.begin() + (i + 1) * count / n);
+  const std::vector<tokenizers::TextWindow> part(windows.begin() + i * count / n,
+                                                 windows.begin() + (i + 1) * count / n);
   windows = part;
 }
 
@@ -96,8 +96,8 @@ int run(const ProfileFlags& flags, const GlobalOptions& global) {
     std::filesystem::remove(flags.out / "profile.json");
     std::filesystem::remove_all(flags.out / "checkpoint");
   }
-  calib::in_lockstep(peers.get(),
-                     [] { return false; });  // nobody begins before the old state is gone
+  forward::in_lockstep(peers.get(),
+                       [] { return false; });  // nobody begins before the old state is gone
   ProgressPrinter printer(is_first(peers.get()) ? global.verbosity() : Verbosity::kQuiet);
   const auto profile = calib::run_profile(*input.model, input.windows, input.source_infos(),
                                           options, flags.out, run_control(printer));

@@ -7,7 +7,7 @@
 
 namespace kvplan::cli {
 
-calib::CacheRuntime cuda_runtime() {
+forward::CacheRuntime cuda_runtime() {
 #ifdef KVPLAN_CUDA
   return {"cuda", [](const PlanBundle& bundle, const quant::CacheGeometry& geometry) {
             return kernels::make_cuda_cache(bundle, geometry);

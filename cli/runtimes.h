@@ -3,12 +3,12 @@
 
 #include <string>
 
-#include "calib/cache_runtime.h"
+#include "forward/cache_runtime.h"
 
 namespace kvplan::cli {
 
 /// The CUDA runtime on the first GPU. EnvironmentError when this program was built without it; its
 /// make_cache fails so without a GPU.
-calib::CacheRuntime cuda_runtime();
+forward::CacheRuntime cuda_runtime();
 
 }  // namespace kvplan::cli

@@ -4,9 +4,9 @@
 #include <optional>
 #include <sstream>
 
-#include "calib/model.h"
 #include "cli/commands.h"
 #include "cli/stack_plans.h"
+#include "models/model.h"
 #include "quant/baselines.h"
 #include "quant/cache_size.h"
 #include "quant/page_layout.h"
@@ -74,18 +74,18 @@ ModelSpec parse_architecture(const std::string& text) {
 PlanBundle find_plan(const SizeFlags& flags, const GlobalOptions& global) {
   if (!flags.plan.empty()) return read_plan(flags.plan);
   ModelSpec spec;
-  calib::ModelConfig config;
+  models::ModelConfig config;
   if (flags.model.empty()) {
     spec = parse_architecture(flags.arch);
     config.head_dim = spec.head_dim;
     config.rotary_dim = spec.rotary_dim;
   } else {
-    const auto model = calib::open_model(flags.model);
+    const auto model = models::open_model(flags.model);
     spec = model->spec();
     config = model->config();
   }
   return quant::baseline_plan(flags.codec, spec, flags.sink_tokens, flags.context, global.seed,
-                              calib::rotary_frequencies(config));
+                              models::rotary_frequencies(config));
 }
 
 /// The cache of one plan at any context and batch.
@@ -158,7 +158,7 @@ double ratio(std::int64_t fp16, std::size_t bytes) {
 ModelSpec find_model(const SizeFlags& flags) {
   if (!flags.plan.empty()) return read_plan(flags.plan).plan.model;
   return flags.model.empty() ? parse_architecture(flags.arch)
-                             : calib::open_model(flags.model)->spec();
+                             : models::open_model(flags.model)->spec();
 }
 
 /// Every stack and format in one table: tokens alone, without what a server keeps beside its cache.

@@ -140,7 +140,7 @@ int run(const StudyFlags& flags, const GlobalOptions& global) {
   ProgressPrinter printer(global.verbosity());
   const auto control = run_control(printer);
   studies::StudyRun about{kProgram, global.seed, "", ""};
-  std::unique_ptr<calib::Tokenizer> tokenizer;
+  std::unique_ptr<tokenizers::Tokenizer> tokenizer;
   std::optional<studies::ModelLab> lab;
   studies::StudyContext context;
   context.seed = global.seed;
@@ -150,7 +150,7 @@ int run(const StudyFlags& flags, const GlobalOptions& global) {
                   std::to_string(spec.num_layers) + " layers, " + std::to_string(spec.kv_heads) +
                   " KV heads of " + std::to_string(spec.head_dim);
     about.text = described(input->held_out, flags.input);
-    tokenizer = calib::open_tokenizer(flags.input.model);
+    tokenizer = tokenizers::open_tokenizer(flags.input.model);
     lab.emplace(*input->held_out.model, input->calibration.windows,
                 input->calibration.source_infos(), input->held_out.windows,
                 studies::ModelLab::Options{.window = flags.input.window,

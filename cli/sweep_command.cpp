@@ -4,8 +4,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "calib/evaluator.h"
 #include "cli/commands.h"
+#include "evaluation/evaluator.h"
 #include "planner/allocator.h"
 #include "planner/budget.h"
 #include "quant/baselines.h"
@@ -133,7 +133,7 @@ int run(const SweepFlags& flags, const GlobalOptions& global) {
           flags.codec + ":" + std::to_string(k) + "/" + std::to_string(v) + suffix;
       bundles.push_back(quant::baseline_plan(name, input.model->spec(), 4, flags.context,
                                              global.seed,
-                                             calib::rotary_frequencies(input.model->config())));
+                                             models::rotary_frequencies(input.model->config())));
       points.push_back({name, k, v, 0, {}});
     }
   for (auto& [bits, bundle] : make_plans(flags, global)) {
@@ -146,10 +146,10 @@ int run(const SweepFlags& flags, const GlobalOptions& global) {
               << " windows\n";
     return 0;
   }
-  std::vector<calib::Candidate> candidates;
+  std::vector<evaluation::Candidate> candidates;
   for (std::size_t i = 0; i < points.size(); ++i)
     candidates.push_back({points[i].name, &bundles[i]});
-  calib::EvaluateOptions options;
+  evaluation::EvaluateOptions options;
   options.window = flags.input.window;
   options.threads = global.threads;
   options.weights = flags.input.weights;
@@ -157,7 +157,7 @@ int run(const SweepFlags& flags, const GlobalOptions& global) {
   if (!flags.out.empty()) options.partial_file = flags.out.string() + ".partial";
   ProgressPrinter printer(global.verbosity());
   const Validation measured =
-      calib::evaluate(*input.model, input.windows, candidates, options, run_control(printer));
+      evaluation::evaluate(*input.model, input.windows, candidates, options, run_control(printer));
   for (std::size_t i = 0; i < points.size(); ++i) points[i].result = measured.candidates[i + 1];
 
   const Point* grid = smallest(points, flags.max_ppl_rise, false);

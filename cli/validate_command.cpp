@@ -2,16 +2,16 @@
 #include <iostream>
 #include <optional>
 
-#include "calib/evaluator.h"
-#include "calib/gates.h"
-#include "calib/passkey.h"
-#include "calib/prompts.h"
-#include "calib/text_results.h"
 #include "cli/commands.h"
 #include "cli/describe.h"
 #include "cli/launcher.h"
 #include "cli/runtimes.h"
 #include "cli/stack_plans.h"
+#include "evaluation/evaluator.h"
+#include "evaluation/gates.h"
+#include "evaluation/passkey.h"
+#include "evaluation/prompts.h"
+#include "evaluation/text_results.h"
 #include "quant/baselines.h"
 #include "schemas/error.h"
 
@@ -22,14 +22,14 @@ struct ValidateFlags {
   ModelTextOptions input;
   std::vector<std::filesystem::path> plans;
   std::vector<std::string> stacks;
-  std::string baselines = "nearest", modes = "worst", runtimes = calib::kSimulation, gate;
+  std::string baselines = "nearest", modes = "worst", runtimes = evaluation::kSimulation, gate;
   LauncherOptions launcher;
   std::int64_t windows = 24;
   std::filesystem::path out;
   bool passkey = false;
-  calib::PasskeyOptions passkey_options;
+  evaluation::PasskeyOptions passkey_options;
   std::filesystem::path prompts;
-  calib::PromptOptions prompt_options;
+  evaluation::PromptOptions prompt_options;
   bool allow_other_weights = false, allow_calibration_text = false, markdown = false;
 };
 
@@ -53,15 +53,15 @@ void require_held_out(const PlanBundle& bundle, const ModelText& input,
 }
 
 /// What the plans run through in mode decode.
-std::vector<calib::CacheRuntime> parse_runtimes(const ValidateFlags& flags) {
-  std::vector<calib::CacheRuntime> runtimes;
+std::vector<forward::CacheRuntime> parse_runtimes(const ValidateFlags& flags) {
+  std::vector<forward::CacheRuntime> runtimes;
   for (const std::string& name : split_list(flags.runtimes)) {
     for (const auto& other : runtimes)
       if (other.name == name) throw ArgumentError("--runtime: " + name + " is named twice");
-    if (name == calib::kSimulation) {
+    if (name == evaluation::kSimulation) {
       runtimes.push_back({name, nullptr});
     } else if (name == "reference") {
-      runtimes.push_back(calib::reference_runtime(name));
+      runtimes.push_back(forward::reference_runtime(name));
     } else if (name == "cuda") {
       runtimes.push_back(cuda_runtime());
     } else {
@@ -71,7 +71,8 @@ std::vector<calib::CacheRuntime> parse_runtimes(const ValidateFlags& flags) {
   }
   if (runtimes.empty()) throw ArgumentError("--runtime: expected cpu, reference or cuda");
   const auto modes = split_list(flags.modes);
-  if (flags.runtimes != calib::kSimulation && std::ranges::find(modes, "decode") == modes.end())
+  if (flags.runtimes != evaluation::kSimulation &&
+      std::ranges::find(modes, "decode") == modes.end())
     throw ArgumentError("--runtime " + flags.runtimes +
                         " keeps full pages packed, which is mode decode: add --mode decode");
   return runtimes;
@@ -79,20 +80,20 @@ std::vector<calib::CacheRuntime> parse_runtimes(const ValidateFlags& flags) {
 
 /// Everything that the checks beside perplexity need, made before any weight is read.
 struct TaskInputs {
-  std::vector<calib::PasskeyTask> passkey;
-  std::optional<calib::PromptSet> prompts;
+  std::vector<evaluation::PasskeyTask> passkey;
+  std::optional<evaluation::PromptSet> prompts;
 
   TaskInputs(const ValidateFlags& flags, const ModelText& input, std::uint64_t seed) {
     if (!flags.passkey && flags.prompts.empty()) return;
-    const auto tokenizer = calib::open_tokenizer(flags.input.model);
+    const auto tokenizer = tokenizers::open_tokenizer(flags.input.model);
     const auto& model = input.model->config();
     if (flags.passkey) {
       auto options = flags.passkey_options;
       options.seed = seed;
-      passkey = calib::make_passkey_tasks(model, *tokenizer, input.sources, options);
+      passkey = evaluation::make_passkey_tasks(model, *tokenizer, input.sources, options);
     }
     if (!flags.prompts.empty())
-      prompts = calib::load_prompts(flags.prompts, *tokenizer, model, flags.prompt_options);
+      prompts = evaluation::load_prompts(flags.prompts, *tokenizer, model, flags.prompt_options);
   }
 };
 
@@ -147,14 +148,14 @@ void add_prompt_options(CLI::App& command, ValidateFlags& f) {
 }
 
 int run(const ValidateFlags& flags, const GlobalOptions& global) {
-  const auto gates = calib::parse_gates(flags.gate);
+  const auto gates = evaluation::parse_gates(flags.gate);
   const auto runtimes = parse_runtimes(flags);
   const auto out = flags.out.empty() ? flags.plans.front() / "validation.json" : flags.out;
   require_absent(out, global);
   std::vector<PlanBundle> bundles;
   for (const auto& path : flags.plans) bundles.push_back(read_plan(path));
   const auto input = open_model_text(flags.input, flags.windows);
-  std::vector<calib::Candidate> candidates;
+  std::vector<evaluation::Candidate> candidates;
   for (std::size_t i = 0; i < bundles.size(); ++i) {
     require_same_model(bundles[i].plan.model, input.model->spec(), flags.plans[i].string(),
                        flags.allow_other_weights);
@@ -168,7 +169,7 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
   for (const auto& name : names) {
     bundles.push_back(quant::baseline_plan(name, input.model->spec(), plan.sink_tokens,
                                            plan.context, global.seed,
-                                           calib::rotary_frequencies(input.model->config())));
+                                           models::rotary_frequencies(input.model->config())));
     candidates.push_back({name, nullptr});
   }
   for (const auto& stack : flags.stacks) {
@@ -185,7 +186,7 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
               << out.string() << '\n';
     return 0;
   }
-  calib::EvaluateOptions options;
+  evaluation::EvaluateOptions options;
   options.window = flags.input.window;
   options.modes = split_list(flags.modes);
   options.threads = global.threads;
@@ -200,7 +201,7 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
   options.partial_file = out.string() + ".partial";
   ProgressPrinter printer(is_first(peers.get()) ? global.verbosity() : Verbosity::kQuiet);
   Validation validation =
-      calib::evaluate(*input.model, input.windows, candidates, options, run_control(printer));
+      evaluation::evaluate(*input.model, input.windows, candidates, options, run_control(printer));
   validation.plan_sha256 = bundles.front().sha256;
   validation.model_sha256 = input.model->spec().kv_weights_sha256;
   validation.part_begin = input.part_begin;
@@ -215,25 +216,25 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
   if (input.sources.size() > 1) {
     // The partial file holds all scores by now, so nothing runs again.
     const auto scores =
-        calib::score_tokens(*input.model, input.windows, candidates, options, RunControl{});
-    validation.by_text =
-        calib::results_by_text(scores, input.windows, validation.text_names, candidates, options);
+        evaluation::score_tokens(*input.model, input.windows, candidates, options, RunControl{});
+    validation.by_text = evaluation::results_by_text(scores, input.windows, validation.text_names,
+                                                     candidates, options);
   }
   if (!is_first(peers.get())) {
-    std::filesystem::remove(calib::own_partial_file(options));
+    std::filesystem::remove(evaluation::own_partial_file(options));
     return 0;
   }
   if (!tasks.passkey.empty())
-    validation.passkey = calib::check_passkey(*input.model, tasks.passkey, candidates, options,
-                                              run_control(printer));
+    validation.passkey = evaluation::check_passkey(*input.model, tasks.passkey, candidates, options,
+                                                   run_control(printer));
   if (tasks.prompts) {
     validation.prompt_source = tasks.prompts->source;
-    validation.prompts = calib::check_prompts(*input.model, *tasks.prompts, candidates, options,
-                                              run_control(printer));
+    validation.prompts = evaluation::check_prompts(*input.model, *tasks.prompts, candidates,
+                                                   options, run_control(printer));
   }
-  validation.gates = calib::apply_gates(gates, validation, "plan");
+  validation.gates = evaluation::apply_gates(gates, validation, "plan");
   write_validation(validation, out);
-  std::filesystem::remove(calib::own_partial_file(options));
+  std::filesystem::remove(evaluation::own_partial_file(options));
   std::cout << (global.json ? validation_json(validation) : describe(validation, flags.markdown));
   for (const auto& gate : validation.gates) {
     if (!gate.passed) return 6;

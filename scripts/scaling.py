@@ -94,7 +94,7 @@ def boundary_bytes(m, tokens):
 
 
 def graph_bytes(m, tokens):
-    """calib/memory_plan.cpp, layer_bytes with gradients."""
+    """forward/memory_plan.cpp, layer_bytes with gradients."""
     heads = (m.query_heads + 2 * m.kv_heads) * m.head_dim
     return 4 * (tokens * (12 * m.hidden + 6 * heads) + min(tokens, 4096) * 6 * m.inner)
 

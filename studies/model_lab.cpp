@@ -6,10 +6,10 @@
 #include <span>
 #include <tuple>
 
-#include "calib/evaluation_state.h"
-#include "calib/passkey.h"
 #include "calib/profiler.h"
-#include "calib/prompts.h"
+#include "evaluation/evaluation_state.h"
+#include "evaluation/passkey.h"
+#include "evaluation/prompts.h"
 #include "planner/allocator.h"
 #include "planner/budget.h"
 #include "planner/policies.h"
@@ -33,7 +33,7 @@ constexpr const char* kProgram = "kvplan study";
 /// asked for next.
 constexpr std::size_t kBatch = 16;
 
-/// Positions window/4 .. window-2 (calib/evaluator.h).
+/// Positions window/4 .. window-2 (evaluation/evaluator.h).
 std::int64_t scored_positions(int window) { return window - 1 - window / 4; }
 
 template <class Fields>
@@ -44,10 +44,10 @@ void require_profile_of(const Fields& expected, const Fields& found, const fs::p
                            "or remove it");
 }
 
-LabScores figures(const PlanBundle& bundle, calib::EvaluationState state,
-                  const calib::EvaluateOptions& options) {
+LabScores figures(const PlanBundle& bundle, evaluation::EvaluationState state,
+                  const evaluation::EvaluateOptions& options) {
   CandidateResult result =
-      calib::summarise(state.passes.front(), state.reference_nll, nullptr, options);
+      evaluation::summarise(state.passes.front(), state.reference_nll, nullptr, options);
   return {.effective_bits = quant::measured_effective_bits(bundle),
           .perplexity = result.perplexity,
           .perplexity_rise = result.perplexity_rise,
@@ -58,8 +58,8 @@ LabScores figures(const PlanBundle& bundle, calib::EvaluationState state,
           .tokens = std::move(state.passes.front())};
 }
 
-std::vector<calib::Candidate> candidates_of(const ModelLab::NamedBundles& bundles) {
-  std::vector<calib::Candidate> candidates;
+std::vector<evaluation::Candidate> candidates_of(const ModelLab::NamedBundles& bundles) {
+  std::vector<evaluation::Candidate> candidates;
   for (const auto& [name, bundle] : bundles) candidates.push_back({name, &bundle});
   return candidates;
 }
@@ -67,10 +67,10 @@ std::vector<calib::Candidate> candidates_of(const ModelLab::NamedBundles& bundle
 }  // namespace
 
 struct ModelLab::Impl {
-  const calib::ModelReader& model;
-  std::vector<calib::TextWindow> calibration;
+  const models::ModelReader& model;
+  std::vector<tokenizers::TextWindow> calibration;
   std::vector<ProfileSource> sources;
-  std::vector<calib::TextWindow> held_out;
+  std::vector<tokenizers::TextWindow> held_out;
   Options options;
   RunControl control;
 
@@ -79,7 +79,7 @@ struct ModelLab::Impl {
   std::map<std::string, LabScores> scores;   // by key
   std::map<std::uint64_t, quant::Fit> fits;  // by seed
   std::optional<Profile> profile;
-  std::optional<calib::TokenScores> reference;
+  std::optional<evaluation::TokenScores> reference;
   std::vector<calib::LayerCapture> capture;
 
   std::int64_t window_count(const Measure& measure) const {
@@ -90,14 +90,15 @@ struct ModelLab::Impl {
   /// Stands for everything that scores depend on; `plan`: plan.json, or empty for the fp16 cache.
   std::string key(const std::string& plan, const Measure& measure) const {
     std::string text = std::string(kProgram) + " scores 1\n" + model.spec().kv_weights_sha256 +
-                       "\n" + calib::weight_type_name(options.weights) + "\n" + measure.mode + "\n";
+                       "\n" + forward::weight_type_name(options.weights) + "\n" + measure.mode +
+                       "\n";
     for (std::int64_t w = 0; w < window_count(measure); ++w)
       text += window_hashes[static_cast<std::size_t>(w)] + "\n";
     return sha256(text + plan);
   }
 
-  calib::EvaluateOptions evaluate_options(const Measure& measure) const {
-    calib::EvaluateOptions evaluate;
+  evaluation::EvaluateOptions evaluate_options(const Measure& measure) const {
+    evaluation::EvaluateOptions evaluate;
     evaluate.window = options.window;
     evaluate.modes = {measure.mode};
     evaluate.threads = options.threads;
@@ -111,22 +112,23 @@ struct ModelLab::Impl {
   }
 
   /// What was measured before under a key, by this lab or another of the same folder.
-  std::optional<calib::EvaluationState> stored(const std::string& score_key, std::size_t passes,
-                                               const Measure& measure) const {
-    calib::EvaluationState state(passes, scored_positions(options.window));
-    calib::resume_state(state, score_key, score_file(score_key));
+  std::optional<evaluation::EvaluationState> stored(const std::string& score_key,
+                                                    std::size_t passes,
+                                                    const Measure& measure) const {
+    evaluation::EvaluationState state(passes, scored_positions(options.window));
+    evaluation::resume_state(state, score_key, score_file(score_key));
     if (state.windows() != window_count(measure)) return std::nullopt;
     return state;
   }
 
-  calib::EvaluationState measured(const std::vector<calib::Candidate>& candidates,
-                                  const Measure& measure) const {
+  evaluation::EvaluationState measured(const std::vector<evaluation::Candidate>& candidates,
+                                       const Measure& measure) const {
     auto evaluate = evaluate_options(measure);
     make_folder(options.folder / "scores");
     evaluate.partial_file = options.folder / "scores" / "partial.safetensors";
-    const std::vector<calib::TextWindow> windows(held_out.begin(),
-                                                 held_out.begin() + window_count(measure));
-    auto state = calib::score_tokens(model, windows, candidates, evaluate, control);
+    const std::vector<tokenizers::TextWindow> windows(held_out.begin(),
+                                                      held_out.begin() + window_count(measure));
+    auto state = evaluation::score_tokens(model, windows, candidates, evaluate, control);
     fs::remove(evaluate.partial_file);
     return state;
   }
@@ -157,9 +159,10 @@ struct ModelLab::Impl {
   }
 };
 
-ModelLab::ModelLab(const calib::ModelReader& model, std::vector<calib::TextWindow> calibration,
+ModelLab::ModelLab(const models::ModelReader& model,
+                   std::vector<tokenizers::TextWindow> calibration,
                    std::vector<ProfileSource> calibration_sources,
-                   std::vector<calib::TextWindow> held_out, Options options,
+                   std::vector<tokenizers::TextWindow> held_out, Options options,
                    const RunControl& control)
     : impl_(new Impl{.model = model,
                      .calibration = std::move(calibration),
@@ -168,7 +171,7 @@ ModelLab::ModelLab(const calib::ModelReader& model, std::vector<calib::TextWindo
                      .options = std::move(options),
                      .control = control,
                      .window_hashes = {},
-                     .inv_freq = calib::rotary_frequencies(model.config()),
+                     .inv_freq = models::rotary_frequencies(model.config()),
                      .scores = {},
                      .fits = {},
                      .profile = {},
@@ -191,18 +194,18 @@ ModelLab::ModelLab(const calib::ModelReader& model, std::vector<calib::TextWindo
 
 ModelLab::~ModelLab() = default;
 
-const calib::ModelReader& ModelLab::model() const { return impl_->model; }
+const models::ModelReader& ModelLab::model() const { return impl_->model; }
 const ModelSpec& ModelLab::spec() const { return impl_->model.spec(); }
-const std::vector<calib::TextWindow>& ModelLab::held_out() const { return impl_->held_out; }
+const std::vector<tokenizers::TextWindow>& ModelLab::held_out() const { return impl_->held_out; }
 
-const calib::TokenScores& ModelLab::reference_nll() const {
+const evaluation::TokenScores& ModelLab::reference_nll() const {
   if (!impl_->reference) {
     const Measure all;
     const std::string key = impl_->key("", all);
     auto state = impl_->stored(key, 0, all);
     if (!state) {
       state = impl_->measured({}, all);
-      calib::save_state(*state, key, impl_->score_file(key));
+      evaluation::save_state(*state, key, impl_->score_file(key));
     }
     impl_->reference = std::move(state->reference_nll);
   }
@@ -256,19 +259,19 @@ void ModelLab::prepare(const NamedBundles& bundles, const Measure& measure) {
   }
   for (auto next = missing.begin(); next != missing.end();) {
     std::vector<std::string> keys;
-    std::vector<calib::Candidate> candidates;
+    std::vector<evaluation::Candidate> candidates;
     for (; next != missing.end() && keys.size() < kBatch; ++next) {
       const auto& [key, named] = *next;
       keys.push_back(key);
       // The beginning of the key keeps names apart that studies gave twice.
       candidates.push_back({named->first + " (" + key.substr(0, 8) + ")", &named->second});
     }
-    calib::EvaluationState batch = impl_->measured(candidates, measure);
+    evaluation::EvaluationState batch = impl_->measured(candidates, measure);
     for (std::size_t i = 0; i < keys.size(); ++i) {
-      calib::EvaluationState one(1, batch.reference_nll.scored);
+      evaluation::EvaluationState one(1, batch.reference_nll.scored);
       one.reference_nll = batch.reference_nll;
       one.passes.front() = std::move(batch.passes[i]);
-      calib::save_state(one, keys[i], impl_->score_file(keys[i]));
+      evaluation::save_state(one, keys[i], impl_->score_file(keys[i]));
       impl_->scores.emplace(keys[i], figures(*candidates[i].bundle, std::move(one), options));
     }
   }
@@ -331,34 +334,34 @@ PlanBundle ModelLab::outlier_plan() {
 std::vector<PasskeyResult> ModelLab::passkey(const NamedBundles& bundles) {
   const Options& given = impl_->options;
   if (!given.tokenizer) return {};
-  calib::TokenSource haystack;
+  tokenizers::TokenSource haystack;
   haystack.info.name = "held-out windows";
   for (const auto& window : held_out())
     haystack.tokens.insert(haystack.tokens.end(), window.tokens.begin(), window.tokens.end());
-  calib::PasskeyOptions options;
+  evaluation::PasskeyOptions options;
   options.contexts = {given.window};
   options.depths = {0, .5, 1};
   options.seed = given.seed;
   const auto tasks =
-      calib::make_passkey_tasks(model().config(), *given.tokenizer, {haystack}, options);
-  return calib::check_passkey(model(), tasks, candidates_of(bundles), impl_->evaluate_options({}),
-                              impl_->control);
+      evaluation::make_passkey_tasks(model().config(), *given.tokenizer, {haystack}, options);
+  return evaluation::check_passkey(model(), tasks, candidates_of(bundles),
+                                   impl_->evaluate_options({}), impl_->control);
 }
 
 std::vector<PromptResult> ModelLab::continuations(const NamedBundles& bundles, std::size_t prompts,
                                                   int tokens) {
   constexpr std::size_t kPromptTokens = 64;
-  calib::PromptSet set;
+  evaluation::PromptSet set;
   set.source.max_tokens = tokens;
   for (const auto& window : held_out()) {
     if (set.prompts.size() == prompts) break;
-    calib::Prompt& prompt = set.prompts.emplace_back();
+    evaluation::Prompt& prompt = set.prompts.emplace_back();
     prompt.where = "window " + std::to_string(window.index);
     prompt.tokens = window.tokens;
     prompt.tokens.resize(std::min(kPromptTokens, window.tokens.size()));
   }
-  return calib::check_prompts(model(), set, candidates_of(bundles), impl_->evaluate_options({}),
-                              impl_->control);
+  return evaluation::check_prompts(model(), set, candidates_of(bundles),
+                                   impl_->evaluate_options({}), impl_->control);
 }
 
 const std::vector<calib::LayerCapture>& ModelLab::capture() {

@@ -11,14 +11,15 @@
 #include <vector>
 
 #include "calib/capture.h"
-#include "calib/evaluator.h"
-#include "calib/model.h"
-#include "calib/text.h"
-#include "calib/tokenizer.h"
+#include "evaluation/evaluator.h"
+#include "forward/device.h"
+#include "models/model.h"
 #include "schemas/plan.h"
 #include "schemas/profile.h"
 #include "schemas/run_control.h"
 #include "schemas/validation.h"
+#include "tokenizers/text.h"
+#include "tokenizers/tokenizer.h"
 
 namespace kvplan::studies {
 
@@ -37,7 +38,7 @@ struct LabScores {
   KlStatistics kl;                    // nats per token
   double same_top1 = 0;
   std::vector<double> kl_by_position;  // 16 equal bins of the scored positions
-  calib::PassScores tokens;            // per scored token
+  evaluation::PassScores tokens;       // per scored token
 };
 
 class ModelLab {
@@ -48,25 +49,27 @@ class ModelLab {
     int threads = 0;
     std::uint64_t seed = 0;
     std::filesystem::path folder;  // keeps the profile and finished scores, so that runs resume
-    calib::WeightType weights = calib::WeightType::kFloat32;
-    const calib::Tokenizer* tokenizer = nullptr;  // borrowed; without it no passkeys are hidden
+    forward::WeightType weights = forward::WeightType::kFloat32;
+    const tokenizers::Tokenizer* tokenizer =
+        nullptr;  // borrowed; without it no passkeys are hidden
   };
   using NamedBundles = std::vector<std::pair<std::string, PlanBundle>>;
 
   /// `held_out`: windows to score on, disjoint from `calibration`. Borrows the model. ArgumentError
-  /// without a folder or windows. The measurements below throw what calib::evaluate and
+  /// without a folder or windows. The measurements below throw what evaluation::evaluate and
   /// calib::run_profile throw; an interrupted one continues when it is asked for again, also by
   /// another lab of the same folder.
-  ModelLab(const calib::ModelReader& model, std::vector<calib::TextWindow> calibration,
-           std::vector<ProfileSource> calibration_sources, std::vector<calib::TextWindow> held_out,
-           Options options, const RunControl& control);
+  ModelLab(const models::ModelReader& model, std::vector<tokenizers::TextWindow> calibration,
+           std::vector<ProfileSource> calibration_sources,
+           std::vector<tokenizers::TextWindow> held_out, Options options,
+           const RunControl& control);
   ~ModelLab();
 
-  const calib::ModelReader& model() const;
+  const models::ModelReader& model() const;
   const ModelSpec& spec() const;
-  const std::vector<calib::TextWindow>& held_out() const;
+  const std::vector<tokenizers::TextWindow>& held_out() const;
   /// Of the fp16 cache on all held-out windows; measured at the first call.
-  const calib::TokenScores& reference_nll() const;
+  const evaluation::TokenScores& reference_nll() const;
 
   /// Profile of the calibration windows; made at the first call, kept in the folder.
   /// EnvironmentError when the folder holds one of another model or text.
@@ -90,10 +93,10 @@ class ModelLab {
   /// rest at 3.
   PlanBundle outlier_plan();
 
-  /// Passkey retrieval (calib/passkey.h) in haystacks of one window's length from the held-out
+  /// Passkey retrieval (evaluation/passkey.h) in haystacks of one window's length from the held-out
   /// text: by bundle, "fp16" first, then by depth. Empty without a tokenizer.
   std::vector<PasskeyResult> passkey(const NamedBundles& bundles);
-  /// Greedy continuations (calib/prompts.h) by `tokens` tokens of the beginnings of at most
+  /// Greedy continuations (evaluation/prompts.h) by `tokens` tokens of the beginnings of at most
   /// `prompts` held-out windows: by bundle, "fp16" first.
   std::vector<PromptResult> continuations(const NamedBundles& bundles, std::size_t prompts,
                                           int tokens);

@@ -6,7 +6,7 @@
 #include <limits>
 #include <set>
 
-#include "calib/evaluation_statistics.h"
+#include "evaluation/evaluation_statistics.h"
 #include "quant/moments.h"
 #include "studies/common_mode.h"
 #include "studies/known_models.h"
@@ -80,7 +80,7 @@ void norms(const StudyContext& context, StudyResult& result) {
   for (std::size_t l = 0; l < profile.layers.size(); ++l) {
     const LayerSummary& summary = profile.summary[l];
     const LayerProfile& layer = profile.layers[l];
-    const double ratios = calib::mean(layer.norm_ratio_sum.data) / tokens;
+    const double ratios = evaluation::mean(layer.norm_ratio_sum.data) / tokens;
     mean_of_ratios += ratios / static_cast<double>(profile.layers.size());
     const double turn = mean_norm(lab.capture()[l].k) / mean_norm(lab.capture()[l].k_pre);
     largest_turn = std::max(largest_turn, std::abs(turn - 1));
@@ -114,7 +114,7 @@ void norms(const StudyContext& context, StudyResult& result) {
 
 double median(std::vector<double> values) {
   std::ranges::sort(values);
-  return calib::quantile(values, 0.5);
+  return evaluation::quantile(values, 0.5);
 }
 
 /// A profile of one layer whose key channels have RMS 1, but for the given ones.
@@ -163,7 +163,8 @@ void outlier_channels(const StudyContext& context, StudyResult& result) {
                           figure(largest), figure(middle), figure(largest / middle, 3)});
   }
   result.table(std::move(table));
-  result.between(Role::kClaim, "mean share of outlier channels", calib::mean(share), 4, 20, "%");
+  result.between(Role::kClaim, "mean share of outlier channels", evaluation::mean(share), 4, 20,
+                 "%");
   result.between(Role::kClaim, "largest channel over the median, in the layer where it is largest",
                  largest_ratio, 10, 200);
   const auto most = std::ranges::max_element(share);

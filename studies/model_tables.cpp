@@ -7,8 +7,8 @@
 #include <limits>
 #include <optional>
 
-#include "calib/evaluation_statistics.h"
-#include "calib/gates.h"
+#include "evaluation/evaluation_statistics.h"
+#include "evaluation/gates.h"
 #include "studies/absmax.h"
 #include "studies/captures.h"
 #include "studies/known_models.h"
@@ -37,8 +37,9 @@ std::vector<const LabScores*> scored(ModelLab& lab, const Bundles& bundles, Stud
                    {"cache", "stored bits", "perplexity", "rise", "95 % interval",
                     "KL, nats per token", "same top 1"},
                    {}};
-  table.rows.push_back(
-      {"fp16", "16", figure(std::exp(calib::mean(lab.reference_nll().values))), "", "", "", ""});
+  table.rows.push_back({"fp16", "16",
+                        figure(std::exp(evaluation::mean(lab.reference_nll().values))), "", "", "",
+                        ""});
   std::vector<const LabScores*> all;
   for (const auto& [name, bundle] : bundles) {
     const LabScores& s = lab.scores(name, bundle);
@@ -134,7 +135,7 @@ void forty_one_tokens(const StudyContext& context, StudyResult& result) {
       for (const std::uint32_t t : drawn) sum += nll[begin + t] - exact[begin + t];
       return std::expm1(sum / static_cast<double>(drawn.size()));
     };
-    const Interval interval = calib::bootstrap_interval(
+    const Interval interval = evaluation::bootstrap_interval(
         kShortText, static_cast<int>(context.size(1000, 100)), context.seed, rise);
     if (!first) first = interval;
     containing += interval.low <= effect && effect <= interval.high;
@@ -205,7 +206,7 @@ void one_budget(const StudyContext& context, StudyResult& result) {
     candidate.effective_bits = scores[i]->effective_bits;
     candidate.perplexity_rise = scores[i]->perplexity_rise;
     for (const GateResult& gate :
-         calib::apply_gates(calib::parse_gates(gates), validation, candidate.name))
+         evaluation::apply_gates(evaluation::parse_gates(gates), validation, candidate.name))
       table.rows.push_back(
           {candidate.name, gate.expression, figure(gate.measured), gate.passed ? "yes" : "no"});
   }
@@ -302,7 +303,7 @@ void integer_attribution(const StudyContext& context, StudyResult& result) {
 // ---- E11, E12 ----
 
 /// Weights of a model, its embeddings included.
-double parameters(const calib::ModelConfig& c) {
+double parameters(const models::ModelConfig& c) {
   const double hidden = c.hidden_size, heads = c.query_heads + c.kv_heads;
   const double layer = 2 * heads * c.head_dim * hidden + 3 * hidden * c.intermediate_size;
   return c.num_layers * layer + hidden * c.vocab_size * (c.tied_embeddings ? 1 : 2);

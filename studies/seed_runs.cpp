@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "calib/evaluation_statistics.h"
+#include "evaluation/evaluation_statistics.h"
 #include "schemas/error.h"
 #include "studies/captures.h"
 #include "studies/vectors.h"
@@ -34,7 +34,7 @@ Spread spread(std::span<const double> values) {
   if (values.size() < 2)
     throw ArgumentError("a spread needs at least two values, got " + std::to_string(values.size()));
   Spread s;
-  s.mean = calib::mean(values);
+  s.mean = evaluation::mean(values);
   for (const double x : values) s.sd += square(x - s.mean);
   s.sd = std::sqrt(s.sd / static_cast<double>(values.size() - 1));
   const auto [min, max] = std::ranges::minmax(values);
@@ -58,11 +58,11 @@ SeedRuns seed_runs(ModelLab& lab, const std::string& name, int count,
     runs.kl.push_back(scores.kl.mean);
     runs.perplexity.push_back(scores.perplexity);
     runs.perplexity_rise.push_back(scores.perplexity_rise);
-    const std::vector<double> windows = calib::window_means(scores.tokens.kl);
+    const std::vector<double> windows = evaluation::window_means(scores.tokens.kl);
     const std::size_t half = windows.size() / 2;
     if (half == 0) throw ArgumentError("choosing a seed needs at least two held-out windows");
-    runs.first_kl.push_back(calib::mean(std::span(windows).first(half)));
-    runs.second_kl.push_back(calib::mean(std::span(windows).subspan(half)));
+    runs.first_kl.push_back(evaluation::mean(std::span(windows).first(half)));
+    runs.second_kl.push_back(evaluation::mean(std::span(windows).subspan(half)));
   }
   return runs;
 }

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "calib/evaluation_statistics.h"
+#include "evaluation/evaluation_statistics.h"
 #include "studies/common_mode.h"
 #include "studies/grouped_queries.h"
 #include "studies/known_models.h"
@@ -58,7 +58,7 @@ void seeds_and_perplexity(const StudyContext& context, StudyResult& result) {
 
 double median(std::vector<double> values) {
   std::ranges::sort(values);
-  return calib::quantile(values, 0.5);
+  return evaluation::quantile(values, 0.5);
 }
 
 void one_layer_at_a_time(const StudyContext& context, StudyResult& result) {
@@ -114,7 +114,7 @@ void one_layer_at_a_time(const StudyContext& context, StudyResult& result) {
 
 /// Least-squares slope over the bins, per whole range, relative to the mean.
 double relative_slope(std::span<const double> bins) {
-  const double centre = (static_cast<double>(bins.size()) - 1) / 2, mean = calib::mean(bins);
+  const double centre = (static_cast<double>(bins.size()) - 1) / 2, mean = evaluation::mean(bins);
   double product = 0, squares = 0;
   for (std::size_t i = 0; i < bins.size(); ++i) {
     const double x = static_cast<double>(i) - centre;
@@ -127,14 +127,15 @@ double relative_slope(std::span<const double> bins) {
 /// Bins of each window, then their mean over drawn windows.
 class WindowBins {
  public:
-  explicit WindowBins(const calib::TokenScores& scores) {
+  explicit WindowBins(const evaluation::TokenScores& scores) {
     for (std::int64_t w = 0; w < scores.windows; ++w) {
       const auto window = scores.window(w);
-      bins_.push_back(calib::mean_by_position({1, scores.scored, {window.begin(), window.end()}}));
+      bins_.push_back(
+          evaluation::mean_by_position({1, scores.scored, {window.begin(), window.end()}}));
     }
   }
   std::vector<double> mean_of(std::span<const std::uint32_t> drawn) const {
-    std::vector<double> mean(calib::kPositionBins, 0.0);
+    std::vector<double> mean(evaluation::kPositionBins, 0.0);
     for (const std::uint32_t w : drawn)
       for (std::size_t b = 0; b < mean.size(); ++b)
         mean[b] += bins_[w][b] / static_cast<double>(drawn.size());
@@ -158,7 +159,7 @@ void degradation_over_position(const StudyContext& context, StudyResult& result)
   const LabScores& scores = lab.scores("turboquant:3", base);
 
   const WindowBins bins(scores.tokens.kl);
-  const Interval slope = calib::bootstrap_interval(
+  const Interval slope = evaluation::bootstrap_interval(
       scores.tokens.kl.windows, 2000, context.seed,
       [&](std::span<const std::uint32_t> drawn) { return relative_slope(bins.mean_of(drawn)); });
   result.at_most(Role::kClaim, "relative slope of KL over position, lower end (95 %)", slope.low,
@@ -182,8 +183,8 @@ void degradation_over_position(const StudyContext& context, StudyResult& result)
   }
   result.table(std::move(table));
   const auto half = static_cast<std::ptrdiff_t>(gain.size() / 2);
-  const double early = calib::mean(std::span(gain).first(static_cast<std::size_t>(half))),
-               late = calib::mean(std::span(gain).subspan(static_cast<std::size_t>(half)));
+  const double early = evaluation::mean(std::span(gain).first(static_cast<std::size_t>(half))),
+               late = evaluation::mean(std::span(gain).subspan(static_cast<std::size_t>(half)));
   result.at_most(Role::kReference,
                  "gain of exact recent tokens, second half of the positions "
                  "over the first",

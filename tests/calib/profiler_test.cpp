@@ -42,8 +42,8 @@ class ProfilerTest : public testing::Test {
   }
   void TearDown() override { fs::remove_all(root_); }
 
-  Profile run(const std::string& name, const ModelReader& model,
-              const std::vector<TextWindow>& windows, const ProfileOptions& options,
+  Profile run(const std::string& name, const models::ModelReader& model,
+              const std::vector<tokenizers::TextWindow>& windows, const ProfileOptions& options,
               const RunControl& control = {}) const {
     return run_profile(model, windows, kSources, options, root_ / name, control);
   }
@@ -80,7 +80,7 @@ void expect_close(const Profile& a, const Profile& b, double tolerance) {
 }
 
 TEST_F(ProfilerTest, BatchesAndChunksOfWorkDoNotChangeTheSums) {
-  const TinyModel model(small_config(2));
+  const models::TinyModel model(small_config(2));
   const auto windows = random_windows(5);
   ProfileOptions options = tiny_options();
   const Profile single = run("single", model, windows, options);
@@ -89,7 +89,7 @@ TEST_F(ProfilerTest, BatchesAndChunksOfWorkDoNotChangeTheSums) {
 }
 
 TEST_F(ProfilerTest, SeedChangesTheLabelsAlone) {
-  const TinyModel model(small_config(1));
+  const models::TinyModel model(small_config(1));
   ProfileOptions options = tiny_options();
   const Profile a = run("a", model, random_windows(2), options);
   options.seed = 8;
@@ -99,7 +99,7 @@ TEST_F(ProfilerTest, SeedChangesTheLabelsAlone) {
 }
 
 TEST_F(ProfilerTest, ShardsMergeToTheWholeRun) {
-  const TinyModel model(small_config(2));
+  const models::TinyModel model(small_config(2));
   const ProfileOptions options = tiny_options();
   const auto windows = random_windows(8);
   const Profile whole = run("whole", model, windows, options);
@@ -121,7 +121,7 @@ TEST_F(ProfilerTest, ShardsMergeToTheWholeRun) {
 }
 
 TEST_F(ProfilerTest, InterruptedRunContinuesToTheSameBytes) {
-  const TinyModel model(small_config(2));
+  const models::TinyModel model(small_config(2));
   const auto windows = random_windows(7);
   ProfileOptions options = tiny_options();
   options.batch = 2;
@@ -153,7 +153,7 @@ TEST_F(ProfilerTest, InterruptedRunContinuesToTheSameBytes) {
 }
 
 TEST_F(ProfilerTest, RunThatDiesContinuesFromItsLastCheckpoint) {
-  const TinyModel model(small_config(1));
+  const models::TinyModel model(small_config(1));
   const auto windows = random_windows(5);
   ProfileOptions options = tiny_options();
   options.checkpoint_seconds = 0;
@@ -174,7 +174,7 @@ TEST_F(ProfilerTest, RunThatDiesContinuesFromItsLastCheckpoint) {
 }
 
 TEST_F(ProfilerTest, InterruptBeforeTheFirstWindowLeavesNoCheckpoint) {
-  const TinyModel model(small_config(1));
+  const models::TinyModel model(small_config(1));
   std::int64_t done = 0;
   EXPECT_THROW(run("none", model, random_windows(2), tiny_options(), stop_after(0, done)),
                InterruptedError);
@@ -182,12 +182,13 @@ TEST_F(ProfilerTest, InterruptBeforeTheFirstWindowLeavesNoCheckpoint) {
 }
 
 TEST_F(ProfilerTest, CheckpointOfAnotherRunIsRefusedByOption) {
-  const TinyModel model(small_config(1));
+  const models::TinyModel model(small_config(1));
   const auto windows = random_windows(4);
   std::int64_t done = 0;
   EXPECT_THROW(run("p", model, windows, tiny_options(), stop_after(2, done)), InterruptedError);
-  const auto expect_refused = [&](const std::string& option, const ModelReader& m,
-                                  const std::vector<TextWindow>& w, const ProfileOptions& o) {
+  const auto expect_refused = [&](const std::string& option, const models::ModelReader& m,
+                                  const std::vector<tokenizers::TextWindow>& w,
+                                  const ProfileOptions& o) {
     SCOPED_TRACE(option);
     try {
       run("p", m, w, o);
@@ -207,12 +208,12 @@ TEST_F(ProfilerTest, CheckpointOfAnotherRunIsRefusedByOption) {
   options.coherent_windows = 1;
   expect_refused("coherent", model, windows, options);
   expect_refused("text", model, random_windows(3), tiny_options());
-  const TinyModel other(small_config(1), /*seed=*/2);
+  const models::TinyModel other(small_config(1), /*seed=*/2);
   expect_refused("model", other, windows, tiny_options());
 }
 
 TEST_F(ProfilerTest, DamagedCheckpointIsRefused) {
-  const TinyModel model(small_config(1));
+  const models::TinyModel model(small_config(1));
   const auto windows = random_windows(4);
   std::int64_t done = 0;
   EXPECT_THROW(run("p", model, windows, tiny_options(), stop_after(2, done)), InterruptedError);
@@ -231,7 +232,7 @@ TEST_F(ProfilerTest, DamagedCheckpointIsRefused) {
 }
 
 TEST_F(ProfilerTest, BusyOrFinishedFolderIsRefused) {
-  const TinyModel model(small_config(1));
+  const models::TinyModel model(small_config(1));
   const auto windows = random_windows(1);
   {
     const FolderLock other_run(root_ / "p");
@@ -252,7 +253,7 @@ TEST_F(ProfilerTest, OverflowNamesLayerSideAndWindow) {
        {Case{"blk.1.attn_k.weight", "layers.1.k"}, Case{"blk.0.attn_v.weight", "layers.0.v"},
         Case{"output.weight", "layers.1.k"}}) {
     SCOPED_TRACE(c.tensor);
-    TinyModel model(small_config(2));
+    models::TinyModel model(small_config(2));
     model.spoil(c.tensor, 0, std::numeric_limits<float>::infinity());
     try {
       run("p", model, random_windows(1, 5), tiny_options());
@@ -266,7 +267,7 @@ TEST_F(ProfilerTest, OverflowNamesLayerSideAndWindow) {
 }
 
 TEST_F(ProfilerTest, ImpossibleArgumentsAreRefused) {
-  const TinyModel model(small_config(1));
+  const models::TinyModel model(small_config(1));
   const auto windows = random_windows(2);
   EXPECT_THROW(run("p", model, {}, tiny_options()), ArgumentError);
   EXPECT_THROW(run("p", model, {windows[1], windows[0]}, tiny_options()), ArgumentError);
@@ -284,7 +285,7 @@ TEST_F(ProfilerTest, ImpossibleArgumentsAreRefused) {
 }
 
 TEST_F(ProfilerTest, CoherentRowsAreTheFirstWindows) {
-  const TinyModel model(small_config(1));
+  const models::TinyModel model(small_config(1));
   ProfileOptions options = tiny_options();
   const Profile three = run("three", model, random_windows(4), options);
   options.coherent_windows = 0;
@@ -298,7 +299,7 @@ TEST_F(ProfilerTest, CoherentRowsAreTheFirstWindows) {
 }
 
 TEST_F(ProfilerTest, WeightErrorOfThreeBitKeys) {
-  TinyModel model(small_config(1));
+  models::TinyModel model(small_config(1));
   const std::string name = "blk.0.attn_k.weight";
   const auto shape = model.shape(name);
   for (std::int64_t i = 0; i < shape[0] * shape[1]; ++i)

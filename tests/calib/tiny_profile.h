@@ -7,17 +7,17 @@
 #include <cmath>
 #include <vector>
 
-#include "calib/text.h"
 #include "quant/random.h"
-#include "tests/calib/tiny_model.h"
+#include "tests/models/tiny_model.h"
+#include "tokenizers/text.h"
 
 namespace kvplan::calib {
 
 inline constexpr int kVocab = 40, kKvHeads = 2, kHeadDim = 8;
 inline constexpr int kWindow = 12, kSinks = 3;
 
-inline ModelConfig small_config(int num_layers) {
-  ModelConfig config = tiny_config();
+inline models::ModelConfig small_config(int num_layers) {
+  models::ModelConfig config = models::tiny_config();
   config.num_layers = num_layers;
   config.vocab_size = kVocab;
   config.kv_heads = kKvHeads;
@@ -27,10 +27,11 @@ inline ModelConfig small_config(int num_layers) {
   return config;
 }
 
-inline std::vector<TextWindow> random_windows(std::int64_t count, std::int64_t first = 0) {
-  std::vector<TextWindow> windows;
+inline std::vector<tokenizers::TextWindow> random_windows(std::int64_t count,
+                                                          std::int64_t first = 0) {
+  std::vector<tokenizers::TextWindow> windows;
   for (std::int64_t index = first; index < first + count; ++index) {
-    TextWindow window{index, 0, {}};
+    tokenizers::TextWindow window{index, 0, {}};
     quant::RandomStream stream(2, quant::StreamPurpose::kTest, static_cast<std::uint32_t>(index));
     for (int t = 0; t < kWindow; ++t)
       window.tokens.push_back(static_cast<std::int32_t>(stream.next_below(kVocab)));

@@ -8,8 +8,8 @@
 #include <map>
 #include <numeric>
 
-#include "calib/decoder.h"
 #include "calib/fisher_pass.h"
+#include "forward/decoder.h"
 #include "quant/random.h"
 #include "tests/calib/tiny_profile.h"
 
@@ -19,7 +19,7 @@ namespace {
 using quant::RandomStream;
 using quant::StreamPurpose;
 
-at::Tensor ids_of(const TextWindow& window) {
+at::Tensor ids_of(const tokenizers::TextWindow& window) {
   std::vector<std::int64_t> ids(window.tokens.begin(), window.tokens.end());
   return at::from_blob(ids.data(), {1, static_cast<std::int64_t>(ids.size())}, at::kLong).clone();
 }
@@ -59,8 +59,8 @@ Vector rotated_back(const Vector& x, int t) {
 }
 
 /// Rows of log softmax in double.
-std::vector<Vector> log_probabilities(const Decoder& decoder, const at::Tensor& ids,
-                                      const KvHook& hook) {
+std::vector<Vector> log_probabilities(const forward::Decoder& decoder, const at::Tensor& ids,
+                                      const forward::KvHook& hook) {
   const at::Tensor logits = decoder.head(decoder.hidden(ids, hook)).contiguous();
   const float* value = logits.const_data_ptr<float>();
   std::vector<Vector> rows(kWindow, Vector(kVocab));
@@ -89,7 +89,7 @@ std::vector<int> labels_of(const std::vector<Vector>& log_p, std::uint64_t seed,
 }
 
 /// d sum log p(y) / d x by central differences, x = the keys or values of layer 0.
-Vectors finite_differences(const Decoder& decoder, const at::Tensor& ids,
+Vectors finite_differences(const forward::Decoder& decoder, const at::Tensor& ids,
                            const std::vector<int>& labels, Side side) {
   constexpr double kStep = 1.0 / 128;
   Vectors gradient(kKvHeads, std::vector<Vector>(kWindow, Vector(kHeadDim)));
@@ -98,7 +98,7 @@ Vectors finite_differences(const Decoder& decoder, const at::Tensor& ids,
       for (int i = 0; i < kHeadDim; ++i) {
         double values[2];
         for (const int sign : {0, 1}) {
-          const auto log_p = log_probabilities(decoder, ids, [&](LayerKv& kv) {
+          const auto log_p = log_probabilities(decoder, ids, [&](forward::LayerKv& kv) {
             at::Tensor& x = side == Side::kKey ? kv.k : kv.v;
             x = x.clone();
             x[0][head][t][i].add_(sign ? kStep : -kStep);
@@ -113,12 +113,13 @@ Vectors finite_differences(const Decoder& decoder, const at::Tensor& ids,
   return gradient;
 }
 
-Reference reference_of(const ModelReader& model, const TextWindow& window, std::uint64_t seed) {
+Reference reference_of(const models::ModelReader& model, const tokenizers::TextWindow& window,
+                       std::uint64_t seed) {
   const at::NoGradGuard no_grad;
-  const Decoder decoder(model);
+  const forward::Decoder decoder(model);
   const at::Tensor ids = ids_of(window);
   Reference reference;
-  const auto log_p = log_probabilities(decoder, ids, [&](LayerKv& kv) {
+  const auto log_p = log_probabilities(decoder, ids, [&](forward::LayerKv& kv) {
     reference.k_pre = to_vectors(kv.k_pre[0]);
     reference.k = to_vectors(kv.k[0]);
     reference.v = to_vectors(kv.v[0]);
@@ -148,17 +149,17 @@ double norm(const Vector& x) {
 }
 
 TEST(WindowStatistics, MatchPlainLoopsAndFiniteDifferences) {
-  const TinyModel model(small_config(1));
+  const models::TinyModel model(small_config(1));
   // An index above 2^32 shows that both of its words key the labels.
-  TextWindow window = random_windows(1)[0];
+  tokenizers::TextWindow window = random_windows(1)[0];
   window.index = (std::int64_t{5} << 32) + 3;
   constexpr std::uint64_t kSeed = 7;
-  const Decoder decoder(model);
+  const forward::Decoder decoder(model);
   LayerProfile found;
-  ActivationStore activations(ActivationStore::kUnlimited, "");
+  forward::ActivationStore activations(forward::ActivationStore::kUnlimited, "");
   const WindowBatch batch(&window, 1);
   FisherPass{decoder, "tiny", kSeed, RunControl{}, activations}.run(
-      {&batch, 1}, [&](const TextWindow&, int layer, const LayerTrace& trace) {
+      {&batch, 1}, [&](const tokenizers::TextWindow&, int layer, const LayerTrace& trace) {
         found = layer_sums(decoder, layer, trace, kSinks);
         found.k.cross = found.v.cross = Array<float>({1, kKvHeads, kHeadDim, kHeadDim});
         found.k.phase = Array<float>({1, kKvHeads, kHeadDim, kHeadDim + 1});

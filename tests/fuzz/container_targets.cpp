@@ -6,13 +6,13 @@
 #include <string_view>
 #include <vector>
 
-#include "calib/file_model.h"
-#include "calib/text_tokenizer.h"
+#include "models/file_model.h"
 #include "schemas/error.h"
 #include "schemas/gguf.h"
 #include "schemas/safetensors.h"
 #include "tests/fuzz/input_folder.h"
 #include "tests/fuzz/targets.h"
+#include "tokenizers/text_tokenizer.h"
 
 namespace kvplan::fuzz {
 namespace {
@@ -34,7 +34,7 @@ void touch(std::span<const std::byte> bytes) {
 }
 
 /// The tokens of a text decode to something, and every id is one of the vocabulary.
-void use(const calib::TokenizerParts& parts, const calib::Tokenizer& tokenizer) {
+void use(const tokenizers::TokenizerParts& parts, const tokenizers::Tokenizer& tokenizer) {
   for (const bool special : {false, true}) {
     std::vector<std::int32_t> ids;
     try {
@@ -50,14 +50,14 @@ void use(const calib::TokenizerParts& parts, const calib::Tokenizer& tokenizer) 
   }
 }
 
-bool use_tokenizer(calib::TokenizerParts (*read)(const std::filesystem::path&),
+bool use_tokenizer(tokenizers::TokenizerParts (*read)(const std::filesystem::path&),
                    const std::filesystem::path& file) {
   try {
-    calib::TokenizerParts parts = read(file);
+    tokenizers::TokenizerParts parts = read(file);
     // encode() names the file of its parts only; the texts are all that use() needs of them.
-    calib::TokenizerParts copy;
+    tokenizers::TokenizerParts copy;
     copy.texts = parts.texts;
-    use(copy, calib::TextTokenizer(std::move(parts)));
+    use(copy, tokenizers::TextTokenizer(std::move(parts)));
     return true;
   } catch (const InputError&) {
     return false;
@@ -75,10 +75,10 @@ bool gguf(std::span<const char> input) {
     return false;
   }
   try {
-    calib::read_gguf_model(file);
+    models::read_gguf_model(file);
   } catch (const InputError&) {
   }
-  use_tokenizer(calib::read_gguf_tokenizer, file);
+  use_tokenizer(tokenizers::read_gguf_tokenizer, file);
   return true;
 }
 
@@ -101,7 +101,7 @@ bool safetensors(std::span<const char> input) {
 }
 
 bool tokenizer_json(std::span<const char> input) {
-  return use_tokenizer(calib::read_tokenizer_json, folder().write("tokenizer.json", input));
+  return use_tokenizer(tokenizers::read_tokenizer_json, folder().write("tokenizer.json", input));
 }
 
 }  // namespace kvplan::fuzz

@@ -16,7 +16,7 @@
 #include "studies/rank_correlation.h"
 #include "studies/sensitivity.h"
 #include "studies/study.h"
-#include "tests/calib/tiny_model.h"
+#include "tests/models/tiny_model.h"
 #include "tests/temporary_folder.h"
 
 namespace kvplan::studies {
@@ -98,15 +98,15 @@ TEST(AllocationStudies, MeasureOnAModelToo) {
   constexpr int kWindow = 48;
   const auto window = [](std::int64_t index) {
     quant::RandomStream stream(1, quant::StreamPurpose::kTest, static_cast<std::uint32_t>(index));
-    calib::TextWindow text{index, 0, {}};
+    tokenizers::TextWindow text{index, 0, {}};
     for (int t = 0; t < kWindow; ++t)
       text.tokens.push_back(static_cast<std::int32_t>(stream.next_below(50)));
     return text;
   };
-  calib::ModelConfig config = calib::tiny_config();
+  models::ModelConfig config = models::tiny_config();
   config.num_layers = 4;
   config.head_dim = config.rotary_dim = 32;
-  const calib::TinyModel model(config, 1, 2.0);
+  const models::TinyModel model(config, 1, 2.0);
   const TemporaryFolder folder;
   ModelLab lab(
       model, {window(0), window(1)},

@@ -15,7 +15,7 @@
 #include "studies/model_lab.h"
 #include "studies/seed_runs.h"
 #include "studies/study.h"
-#include "tests/calib/tiny_model.h"
+#include "tests/models/tiny_model.h"
 #include "tests/temporary_folder.h"
 
 namespace kvplan::studies {
@@ -180,12 +180,12 @@ TEST(KnownModels, AreRecognisedByGeometry) {
 
 constexpr int kWindow = 64;
 
-std::vector<calib::TextWindow> windows(std::uint32_t first, std::int64_t count) {
-  std::vector<calib::TextWindow> all;
+std::vector<tokenizers::TextWindow> windows(std::uint32_t first, std::int64_t count) {
+  std::vector<tokenizers::TextWindow> all;
   for (std::int64_t w = 0; w < count; ++w) {
     quant::RandomStream stream(3, quant::StreamPurpose::kTest,
                                first + static_cast<std::uint32_t>(w));
-    calib::TextWindow window{w, 0, {}};
+    tokenizers::TextWindow window{w, 0, {}};
     for (int t = 0; t < kWindow; ++t)
       window.tokens.push_back(static_cast<std::int32_t>(stream.next_below(50)));
     all.push_back(std::move(window));
@@ -193,8 +193,8 @@ std::vector<calib::TextWindow> windows(std::uint32_t first, std::int64_t count) 
   return all;
 }
 
-calib::ModelConfig lab_config() {
-  calib::ModelConfig config = calib::tiny_config();
+models::ModelConfig lab_config() {
+  models::ModelConfig config = models::tiny_config();
   config.head_dim = config.rotary_dim = 32;
   return config;
 }
@@ -213,7 +213,7 @@ class LabTest : public testing::Test {
              .folder = folder_.path()},
             control};
   }
-  calib::TinyModel model_{lab_config(), 1, 2.0};
+  models::TinyModel model_{lab_config(), 1, 2.0};
   TemporaryFolder folder_;
 };
 
