@@ -14,14 +14,17 @@
 #include <cstdint>
 #include <vector>
 
+#include "quant/categorical.h"
+#include "quant/parallel_for.h"
 #include "quant/random.h"
 #include "schemas/error.h"
 
 namespace kvplan::calib {
 namespace {
 
-// Rows of logits held at once: 128 x 128k vocabulary x (logits + softmax) is 131 MB.
-constexpr std::int64_t kHeadRows = 128;
+/// Rows of logits held at once: on the CPU 128 x 128k vocabulary x (logits + softmax) is 131 MB; a
+/// GPU needs more work at a time.
+std::int64_t head_rows(bool on_gpu) { return on_gpu ? 512 : 128; }
 
 at::Tensor token_ids(std::span<const tokenizers::TextWindow> windows) {
   const auto length = static_cast<std::int64_t>(windows.front().tokens.size());
@@ -53,42 +56,22 @@ void require_finite(const at::Tensor& x, const char* what, int layer, Side side,
                        "; the weights are damaged or overflow float32");
 }
 
-/// A sample of p [vocab] by rejection from the uniform distribution, peak * vocab tries on average.
-/// Inverting the distribution function would be cheaper, but a rounding error moves all its later
-/// steps: where the tail is flat, the label of another thread count or processor would often be
-/// another one. Here it changes with a probability of about that error.
-std::int64_t draw(const float* p, std::int64_t vocab, float peak, quant::RandomStream& stream) {
-  if (!(peak > 0)) return 0;  // NaN; the gradients will show it
-  for (;;) {
-    const std::uint32_t candidate = stream.next_below(static_cast<std::uint32_t>(vocab));
-    if (stream.next_uniform() * peak < p[candidate]) return candidate;
-  }
-}
-
-/// x itself on the CPU; from a GPU through pinned memory, which a copy reaches several times
-/// faster.
-at::Tensor host_copy(const at::Tensor& x) {
-  if (x.is_cpu()) return x;
-  at::Tensor copy = at::empty(x.sizes(), x.options().device(at::kCPU).pinned_memory(true));
-  return copy.copy_(x);
-}
-
 /// One label per row of p [rows, vocab], row 0 at position `first`.
 at::Tensor draw_labels(const at::Tensor& p, std::uint64_t seed, std::int64_t window,
                        std::int64_t first) {
-  const std::int64_t rows = p.size(0), vocab = p.size(1);
-  at::Tensor labels = at::empty({rows}, at::kLong);
-  const at::Tensor on_host = host_copy(p), peaks = p.amax(-1).to(at::kCPU);
-  const float* probability = on_host.const_data_ptr<float>();
-  const float* peak = peaks.const_data_ptr<float>();
+  const auto rows = static_cast<std::size_t>(p.size(0)),
+             vocab = static_cast<std::size_t>(p.size(1));
+  at::Tensor labels = at::empty({p.size(0)}, at::kLong);
+  const at::Tensor on_host = host_copy(p);
+  const std::span<const float> probability(on_host.const_data_ptr<float>(), rows * vocab);
   auto* label = labels.mutable_data_ptr<std::int64_t>();
-  at::parallel_for(0, rows, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      quant::RandomStream stream(
-          seed, quant::StreamPurpose::kLabels, static_cast<std::uint32_t>(window),
-          static_cast<std::uint32_t>(window >> 32), static_cast<std::uint32_t>(first + row));
-      label[row] = draw(probability + row * vocab, vocab, peak[row], stream);
-    }
+  quant::parallel_for(rows, at::get_num_threads(), [&](std::size_t row) {
+    const quant::RandomStream stream(
+        seed, quant::StreamPurpose::kLabels, static_cast<std::uint32_t>(window),
+        static_cast<std::uint32_t>(window >> 32),
+        static_cast<std::uint32_t>(first) + static_cast<std::uint32_t>(row));
+    label[row] = static_cast<std::int64_t>(
+        quant::draw_categorical(probability.subspan(row * vocab, vocab), stream));
   });
   return labels.to(p.device());
 }
@@ -108,8 +91,9 @@ at::Tensor label_gradient(const forward::Decoder& decoder, const at::Tensor& nor
   const at::Tensor& weight = decoder.head_weight();
   const double cap = decoder.config().logit_soft_cap;
   at::Tensor gradient = at::empty_like(normed);
-  for (std::int64_t first = 0; first < normed.size(0); first += kHeadRows) {
-    const std::int64_t rows = std::min(kHeadRows, normed.size(0) - first);
+  const std::int64_t step = head_rows(normed.is_cuda());
+  for (std::int64_t first = 0; first < normed.size(0); first += step) {
+    const std::int64_t rows = std::min(step, normed.size(0) - first);
     const at::Tensor logits = decoder.head(normed.narrow(0, first, rows));
     const at::Tensor p = logits.softmax(-1);
     const at::Tensor labels = draw_labels(p, seed, window, first);
@@ -122,9 +106,15 @@ at::Tensor label_gradient(const forward::Decoder& decoder, const at::Tensor& nor
 
 }  // namespace
 
-std::int64_t head_bytes(const models::ModelConfig& config) {
+at::Tensor host_copy(const at::Tensor& x) {
+  if (x.is_cpu()) return x;
+  at::Tensor copy = at::empty(x.sizes(), x.options().device(at::kCPU).pinned_memory(true));
+  return copy.copy_(x);
+}
+
+std::int64_t head_bytes(const models::ModelConfig& config, bool on_gpu) {
   constexpr std::int64_t kCopies = 3;  // logits, probabilities, their product with a mask
-  return kCopies * kHeadRows * config.vocab_size * std::int64_t{sizeof(float)};
+  return kCopies * head_rows(on_gpu) * config.vocab_size * std::int64_t{sizeof(float)};
 }
 
 at::Tensor FisherPass::take(forward::ActivationStore::Slot slot) const {
@@ -196,12 +186,8 @@ void FisherPass::run(std::span<const WindowBatch> batches, const Visit& visit) c
                      model_file);
       const at::NoGradGuard statistics_only;
       if (layer > 0) gradients[b] = activations.put(found[0]);
-      for (std::size_t i = 0; i < batches[b].size(); ++i) {
-        const auto row = static_cast<std::int64_t>(i);
-        visit(batches[b][i], layer,
-              {kv.k_pre.detach()[row], kv.k.detach()[row], kv.v.detach()[row], found[1][row],
-               found[2][row]});
-      }
+      visit(batches[b], layer,
+            {kv.k_pre.detach(), kv.k.detach(), kv.v.detach(), found[1], found[2]});
     }
     inputs.pop_back();
   }

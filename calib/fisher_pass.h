@@ -15,7 +15,8 @@
 
 namespace kvplan::calib {
 
-/// What one window shows of one layer, [kv_heads, tokens, head_dim] float32; finite.
+/// What the windows of a batch show of one layer, [windows, kv_heads, tokens, head_dim] float32;
+/// finite.
 struct LayerTrace {
   at::Tensor k_pre;     // before rotary
   at::Tensor k, v;      // after rotary
@@ -32,11 +33,11 @@ struct FisherPass {
   const RunControl& control;
   forward::ActivationStore& activations;
 
-  /// Calls visit(window, layer, trace), layers from last to first. Every layer runs on all batches
+  /// Calls visit(batch, layer, trace), layers from last to first. Every layer runs on all batches
   /// before the next one does. Holds the input of every layer in `activations` and one layer's
   /// graph. InputError on NaN or Inf (layer, side, window, position); InterruptedError between
   /// layers.
-  using Visit = std::function<void(const tokenizers::TextWindow&, int, const LayerTrace&)>;
+  using Visit = std::function<void(WindowBatch, int, const LayerTrace&)>;
   void run(std::span<const WindowBatch> batches, const Visit& visit) const;
 
  private:
@@ -47,6 +48,10 @@ struct FisherPass {
 };
 
 /// What the head holds for a few rows of logits.
-std::int64_t head_bytes(const models::ModelConfig& config);
+std::int64_t head_bytes(const models::ModelConfig& config, bool on_gpu);
+
+/// x itself on the CPU; from a GPU through pinned memory, which a copy reaches several times
+/// faster.
+at::Tensor host_copy(const at::Tensor& x);
 
 }  // namespace kvplan::calib

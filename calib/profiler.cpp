@@ -150,28 +150,31 @@ class DeviceProfiler {
       : decoder_(model, options.weights, device,
                  plan.stream ? forward::Residency::kStream : forward::Residency::kAll),
         activations_(plan.memory_bytes, folder),
-        pass_{decoder_, model.path().string(), options.seed, control, activations_} {}
+        pass_{decoder_, model.path().string(), options.seed, control, activations_},
+        statistics_(decoder_, options.sink_tokens) {}
 
   /// Sums and coherent rows of `batches`, which lie in `windows`: sums[i] and, where there is one,
   /// row first_row + i of `profile` belong to windows[i].
   void run(std::span<const WindowBatch> batches, std::span<const tokenizers::TextWindow> windows,
            std::size_t first_row, std::vector<WindowSums>& sums, Profile& profile) {
     const auto coherent = static_cast<std::size_t>(profile.coherent_windows);
-    pass_.run(batches,
-              [&](const tokenizers::TextWindow& window, int layer, const LayerTrace& trace) {
-                const auto i = static_cast<std::size_t>(&window - windows.data());
-                const auto l = static_cast<std::size_t>(layer);
-                sums[i][l] = layer_sums(decoder_, layer, trace, profile.sink_tokens);
-                if (first_row + i < coherent)
-                  store_coherent(decoder_, layer, trace, profile.sink_tokens, first_row + i,
-                                 profile.layers[l]);
-              });
+    pass_.run(batches, [&](WindowBatch batch, int layer, const LayerTrace& trace) {
+      const auto first = static_cast<std::size_t>(batch.data() - windows.data()),
+                 l = static_cast<std::size_t>(layer);
+      std::vector<LayerProfile> found = statistics_.sums(layer, trace);
+      for (std::size_t i = 0; i < batch.size(); ++i) sums[first + i][l] = std::move(found[i]);
+      const std::size_t row = first_row + first;
+      if (row < coherent)
+        statistics_.store_coherent(layer, trace, std::min(batch.size(), coherent - row), row,
+                                   profile.layers[l]);
+    });
   }
 
  private:
   forward::Decoder decoder_;
   forward::ActivationStore activations_;
   FisherPass pass_;
+  TraceStatistics statistics_;
 };
 
 forward::Workload profile_workload(const models::ModelReader& model, const ProfileOptions& options,
@@ -199,7 +202,7 @@ forward::Workload profile_workload(const models::ModelReader& model, const Profi
           // A checkpoint holds a second copy of the nodes for a moment.
           .fixed_bytes = forward::kProcessBytes + rows + 2 * nodes * sums +
                          forward::layer_bytes(config, tokens, /*gradients=*/true) +
-                         head_bytes(config),
+                         head_bytes(config, !options.devices.front().is_cpu()),
           .unit_bytes = options.batch * sums + 2 * activation,
           .boundary_bytes = (config.num_layers + 1) * activation};
 }

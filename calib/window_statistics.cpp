@@ -12,80 +12,80 @@
 #include <bit>
 #include <functional>
 #include <span>
+#include <type_traits>
 
 #include "schemas/error.h"
 
 namespace kvplan::calib {
 namespace {
 
-/// Arrays still on the device of the model, to reach the host in one copy.
+constexpr std::int64_t kTokenDim = 2;
+
+/// Arrays of several windows, still on the device of the model, to reach the host in one copy.
+template <class Out>
 class Fetch {
  public:
-  /// `out` gets the values of x, [..] of any type, at run().
-  template <class T>
-  void add(const at::Tensor& x, Array<T>& out) {
-    out.shape = x.sizes().vec();
-    parts_.push_back(x.to(at::kDouble).flatten());
-    take_.push_back([&out](std::span<const double> values) {
-      out.data.resize(values.size());
-      std::transform(values.begin(), values.end(), out.data.begin(),
-                     [](double value) { return static_cast<T>(value); });
+  /// Window w's part of x, [windows, ..] of any type, goes to of(window w's Out) at run().
+  template <class Of>
+  void add(const at::Tensor& x, const Of& of) {
+    const std::vector<std::int64_t> shape = x.sizes().slice(1).vec();
+    parts_.push_back(x.to(at::kDouble).flatten(1));
+    take_.push_back([of, shape](std::span<const double> values, Out& out) {
+      auto& array = of(out);
+      using Value = typename std::remove_reference_t<decltype(array.data)>::value_type;
+      array.shape = shape;
+      array.data.resize(values.size());
+      std::transform(values.begin(), values.end(), array.data.begin(),
+                     [](double value) { return static_cast<Value>(value); });
     });
   }
-  void run() const {
-    const at::Tensor all = at::cat(parts_).to(at::kCPU);
+  void run(std::span<Out> windows) const {
+    const at::Tensor all = host_copy(at::cat(parts_, 1));
     const double* next = all.const_data_ptr<double>();
-    for (std::size_t i = 0; i < parts_.size(); ++i) {
-      take_[i]({next, static_cast<std::size_t>(parts_[i].numel())});
-      next += parts_[i].numel();
-    }
+    for (Out& window : windows)
+      for (std::size_t i = 0; i < parts_.size(); ++i) {
+        const auto values = static_cast<std::size_t>(parts_[i].size(1));
+        take_[i]({next, values}, window);
+        next += values;
+      }
   }
 
  private:
-  std::vector<at::Tensor> parts_;
-  std::vector<std::function<void(std::span<const double>)>> take_;
+  std::vector<at::Tensor> parts_;  // [windows, values]
+  std::vector<std::function<void(std::span<const double>, Out&)>> take_;
 };
 
-/// Positions after the sinks in double: [heads, tokens - sinks, head_dim].
+/// Positions after the sinks in double: [windows, heads, tokens - sinks, head_dim].
 at::Tensor packed(const at::Tensor& x, int sink_tokens) {
-  return x.narrow(1, sink_tokens, x.size(1) - sink_tokens).to(at::kDouble);
+  return x.narrow(kTokenDim, sink_tokens, x.size(kTokenDim) - sink_tokens).to(at::kDouble);
 }
 
-/// sum_t a_t b_tT: [heads, tokens, m] x [heads, tokens, n] -> [heads, m, n].
+/// sum_t a_t b_tT: [.., tokens, m] x [.., tokens, n] -> [.., m, n].
 at::Tensor outer(const at::Tensor& a, const at::Tensor& b) {
-  return at::matmul(a.transpose(1, 2), b);
+  return at::matmul(a.transpose(-2, -1), b);
 }
 
 at::Tensor norms(const at::Tensor& x) { return at::linalg_vector_norm(x, 2, {-1}); }
 
-void add_side(const at::Tensor& x, const at::Tensor& norm, const at::Tensor& h,
-              const at::Tensor& with_sinks, SideSums& sums, Fetch& fetch) {
-  fetch.add(x.sum(1), sums.sum);
-  fetch.add(outer(x, x), sums.outer);
-  fetch.add(norm.sum(1), sums.norm_sum);
-  fetch.add(outer(h, h), sums.fisher);
-  fetch.add(with_sinks.abs().amax(1), sums.absmax);
+void add_side(Side side, const at::Tensor& x, const at::Tensor& norm, const at::Tensor& h,
+              const at::Tensor& with_sinks, Fetch<LayerProfile>& fetch) {
+  const auto to = [&fetch, side](const at::Tensor& value, auto member) {
+    fetch.add(value, [side, member](LayerProfile& out) -> auto& { return out.side(side).*member; });
+  };
+  to(x.sum(kTokenDim), &SideSums::sum);
+  to(outer(x, x), &SideSums::outer);
+  to(norm.sum(kTokenDim), &SideSums::norm_sum);
+  to(outer(h, h), &SideSums::fisher);
+  to(with_sinks.abs().amax(kTokenDim), &SideSums::absmax);
 }
 
-void store_row(const at::Tensor& x, std::size_t row, Array<float>& out) {
-  const at::Tensor single = x.to(at::kCPU, at::kFloat).contiguous();
-  const std::span<const float> from(single.const_data_ptr<float>(),
-                                    static_cast<std::size_t>(single.numel()));
+void store_row(const Array<float>& from, std::size_t row, Array<float>& out) {
   const auto to = out.row(row);
-  if (from.size() != to.size()) {
-    throw InternalError("coherent row: " + std::to_string(from.size()) + " values for a row of " +
-                        std::to_string(to.size()));
+  if (from.data.size() != to.size()) {
+    throw InternalError("coherent row: " + std::to_string(from.data.size()) +
+                        " values for a row of " + std::to_string(to.size()));
   }
-  std::copy(from.begin(), from.end(), to.begin());
-}
-
-/// phi_t = (cos theta_j t.., sin theta_j t.., 1) for t = first .. first + count - 1: [count, 2
-/// pairs + 1].
-at::Tensor phases(const std::vector<double>& inv_freq, std::int64_t first, std::int64_t count,
-                  at::Device device) {
-  const at::Tensor position = at::arange(first, first + count, at::kDouble).unsqueeze(1);
-  const at::Tensor angle = position.mul(at::tensor(inv_freq, at::kDouble));
-  return at::cat({angle.cos(), angle.sin(), at::ones({count, 1}, at::kDouble)}, 1).to(device);
+  std::copy(from.data.begin(), from.data.end(), to.begin());
 }
 
 template <class T>
@@ -119,40 +119,71 @@ WindowSums empty_sums(const models::ModelConfig& config) {
   return WindowSums(static_cast<std::size_t>(config.num_layers), layer);
 }
 
-LayerProfile layer_sums(const forward::Decoder& decoder, int index, const LayerTrace& trace,
-                        int sink_tokens) {
-  const at::Tensor k_pre = packed(trace.k_pre, sink_tokens);
-  const at::Tensor k = packed(trace.k, sink_tokens);
-  const at::Tensor v = packed(trace.v, sink_tokens);
+std::vector<LayerProfile> TraceStatistics::sums(int layer, const LayerTrace& trace) const {
+  const at::Tensor k_pre = packed(trace.k_pre, sink_tokens_), k = packed(trace.k, sink_tokens_),
+                   v = packed(trace.v, sink_tokens_), h_v = packed(trace.h_v, sink_tokens_);
   const at::Tensor h_k_pre =
-      packed(decoder.rotate(trace.h_k, index, 0, /*inverse=*/true), sink_tokens);
-  const at::Tensor h_v = packed(trace.h_v, sink_tokens);
+      packed(decoder_.rotate(trace.h_k, layer, 0, /*inverse=*/true), sink_tokens_);
   const at::Tensor k_norm = norms(k), v_norm = norms(v);
 
-  LayerProfile layer;
-  layer.kv_heads = decoder.config().kv_heads;
-  layer.head_dim = decoder.config().head_dim;
-  layer.rotary_dim = decoder.config().rotary_dim;
-  Fetch fetch;
-  add_side(k_pre, k_norm, h_k_pre, trace.k, layer.k, fetch);
-  add_side(v, v_norm, h_v, trace.v, layer.v, fetch);
-  fetch.add(k.sum(1), layer.k_rotated_sum);
-  fetch.add(k.square().sum(1), layer.k_rotated_sumsq);
-  fetch.add(at::where(v_norm.gt(0), k_norm.div(v_norm), 0.0).sum(1),  // v = 0 adds nothing
-            layer.norm_ratio_sum);
-  fetch.run();
-  return layer;
+  Fetch<LayerProfile> fetch;
+  add_side(Side::kKey, k_pre, k_norm, h_k_pre, trace.k, fetch);
+  add_side(Side::kValue, v, v_norm, h_v, trace.v, fetch);
+  const auto to = [&fetch](const at::Tensor& value, auto member) {
+    fetch.add(value, [member](LayerProfile& out) -> auto& { return out.*member; });
+  };
+  to(k.sum(kTokenDim), &LayerProfile::k_rotated_sum);
+  to(k.square().sum(kTokenDim), &LayerProfile::k_rotated_sumsq);
+  to(at::where(v_norm.gt(0), k_norm.div(v_norm), 0.0).sum(kTokenDim),  // v = 0 adds nothing
+     &LayerProfile::norm_ratio_sum);
+
+  LayerProfile blank;
+  blank.kv_heads = decoder_.config().kv_heads;
+  blank.head_dim = decoder_.config().head_dim;
+  blank.rotary_dim = decoder_.config().rotary_dim;
+  std::vector<LayerProfile> out(static_cast<std::size_t>(trace.k.size(0)), blank);
+  fetch.run(out);
+  return out;
 }
 
-void store_coherent(const forward::Decoder& decoder, int index, const LayerTrace& trace,
-                    int sink_tokens, std::size_t row, LayerProfile& layer) {
-  const at::Tensor h_k = packed(trace.h_k, sink_tokens), h_v = packed(trace.h_v, sink_tokens);
-  const at::Tensor phi =
-      phases(decoder.inv_freq(index, trace.k.size(1)), sink_tokens, h_k.size(1), h_k.device());
-  store_row(outer(h_k, packed(trace.k, sink_tokens)), row, layer.k.cross);
-  store_row(outer(h_v, packed(trace.v, sink_tokens)), row, layer.v.cross);
-  store_row(at::matmul(h_k.transpose(1, 2), phi), row, layer.k.phase);
-  store_row(h_v.sum(1), row, layer.v.phase);
+void TraceStatistics::store_coherent(int layer, const LayerTrace& trace, std::size_t windows,
+                                     std::size_t row, LayerProfile& out) {
+  const auto first = [&](const at::Tensor& x) {
+    return packed(x.narrow(0, 0, static_cast<std::int64_t>(windows)), sink_tokens_);
+  };
+  const at::Tensor h_k = first(trace.h_k), h_v = first(trace.h_v);
+  Fetch<LayerProfile> fetch;
+  const auto to = [&fetch](Side side, const at::Tensor& value, auto member) {
+    fetch.add(value, [side, member](LayerProfile& one) -> auto& { return one.side(side).*member; });
+  };
+  to(Side::kKey, outer(h_k, first(trace.k)), &SideSums::cross);
+  to(Side::kValue, outer(h_v, first(trace.v)), &SideSums::cross);
+  to(Side::kKey, at::matmul(h_k.transpose(-2, -1), phases(layer, trace.k.size(kTokenDim))),
+     &SideSums::phase);
+  to(Side::kValue, h_v.sum(kTokenDim), &SideSums::phase);
+  std::vector<LayerProfile> rows(windows);
+  fetch.run(rows);
+  for (std::size_t i = 0; i < windows; ++i)
+    for (const Side side : kSides) {
+      store_row(rows[i].side(side).cross, row + i, out.side(side).cross);
+      store_row(rows[i].side(side).phase, row + i, out.side(side).phase);
+    }
+}
+
+/// phi_t = (cos theta_j t.., sin theta_j t.., 1) for t = sink_tokens .. tokens - 1: [tokens -
+/// sinks, 2 pairs + 1].
+const at::Tensor& TraceStatistics::phases(int layer, std::int64_t tokens) {
+  std::vector<double> inv_freq = decoder_.inv_freq(layer, tokens);
+  const std::int64_t count = tokens - sink_tokens_;
+  if (!phases_.value.defined() || phases_.value.size(0) != count || phases_.inv_freq != inv_freq) {
+    const at::Tensor position =
+        at::arange(std::int64_t{sink_tokens_}, tokens, at::kDouble).unsqueeze(1);
+    const at::Tensor angle = position.mul(at::tensor(inv_freq, at::kDouble));
+    phases_.value = at::cat({angle.cos(), angle.sin(), at::ones({count, 1}, at::kDouble)}, 1)
+                        .to(decoder_.device());
+    phases_.inv_freq = std::move(inv_freq);
+  }
+  return phases_.value;
 }
 
 void WindowTree::add(std::int64_t index, WindowSums sums) {

@@ -15,14 +15,31 @@ using WindowSums = std::vector<LayerProfile>;
 /// All sums of zero, of the model's shapes.
 WindowSums empty_sums(const models::ModelConfig& config);
 
-/// Sums of one layer over one window without its first sink_tokens positions (absmax includes
-/// them).
-LayerProfile layer_sums(const forward::Decoder& decoder, int index, const LayerTrace& trace,
-                        int sink_tokens);
+/// From traces of windows to their sums.
+class TraceStatistics {
+ public:
+  TraceStatistics(const forward::Decoder& decoder, int sink_tokens)
+      : decoder_(decoder), sink_tokens_(sink_tokens) {}
 
-/// Writes row `row` of cross and phase, which the caller has sized.
-void store_coherent(const forward::Decoder& decoder, int index, const LayerTrace& trace,
-                    int sink_tokens, std::size_t row, LayerProfile& layer);
+  /// Of each window of the trace its sums of one layer, without the first sink_tokens positions
+  /// (absmax includes them).
+  std::vector<LayerProfile> sums(int layer, const LayerTrace& trace) const;
+
+  /// Writes rows row .. row + windows - 1 of cross and phase, which the caller has sized, from the
+  /// first `windows` windows of the trace.
+  void store_coherent(int layer, const LayerTrace& trace, std::size_t windows, std::size_t row,
+                      LayerProfile& out);
+
+ private:
+  const at::Tensor& phases(int layer, std::int64_t tokens);
+
+  const forward::Decoder& decoder_;
+  int sink_tokens_;
+  struct Phases {  // of the last call: layers and windows mostly share them
+    std::vector<double> inv_freq;
+    at::Tensor value;
+  } phases_;
+};
 
 /// Calls f(array of `a`, same array of `b`) for every additive array, then g for every maximum.
 template <class A, class B, class F, class G>

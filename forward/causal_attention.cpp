@@ -53,7 +53,10 @@ at::Tensor fused_attention(const at::Tensor& q, const at::Tensor& k, const at::T
   const std::int64_t queries_per_kv = q.size(1) / k.size(1);
   const bool expand = q.is_cuda() && queries_per_kv > 1;
   const auto heads = [&](const at::Tensor& x) {
-    return expand ? x.repeat_interleave(queries_per_kv, 1) : x;
+    if (!expand) return x;
+    std::vector<std::int64_t> grouped = x.sizes().vec();
+    grouped.insert(grouped.begin() + 2, queries_per_kv);
+    return x.unsqueeze(2).expand(grouped).flatten(1, 2);
   };
   return at::scaled_dot_product_attention(q, heads(k), heads(v), mask, 0.0, causal, scale,
                                           /*enable_gqa=*/!expand);

@@ -1,5 +1,5 @@
 #pragma once
-// Independent work items on several threads. Private to quant.
+// Independent work items on several threads.
 
 #include <algorithm>
 #include <atomic>

@@ -31,6 +31,14 @@ RandomStream::RandomStream(std::uint64_t seed, StreamPurpose purpose, std::uint3
   counter_ = {0, 0, address[2], address[3]};
 }
 
+RandomStream RandomStream::part(std::uint32_t p) const {
+  RandomStream out = *this;
+  out.counter_[0] = 0;
+  out.counter_[1] = p;
+  out.used_ = static_cast<int>(out.block_.size());
+  return out;
+}
+
 std::uint32_t RandomStream::next_u32() {
   if (used_ == 4) {
     block_ = philox4x32(counter_, key_);

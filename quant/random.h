@@ -30,6 +30,9 @@ class RandomStream {
  public:
   RandomStream(std::uint64_t seed, StreamPurpose purpose, std::uint32_t a = 0, std::uint32_t b = 0,
                std::uint32_t c = 0);
+  /// The stream of part p of this address. Parts never overlap, part 0 is the stream itself from
+  /// its start, as long as none draws 2^34 words.
+  RandomStream part(std::uint32_t p) const;
   std::uint32_t next_u32();
   /// Uniform in (0,1): (52 random bits + 1/2) / 2^52, exact in double.
   double next_uniform();

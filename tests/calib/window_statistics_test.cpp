@@ -10,6 +10,7 @@
 
 #include "calib/fisher_pass.h"
 #include "forward/decoder.h"
+#include "quant/categorical.h"
 #include "quant/random.h"
 #include "tests/calib/tiny_profile.h"
 
@@ -77,12 +78,12 @@ std::vector<int> labels_of(const std::vector<Vector>& log_p, std::uint64_t seed,
                            std::int64_t window) {
   std::vector<int> labels;
   for (std::size_t t = 0; t < log_p.size(); ++t) {
-    RandomStream stream(seed, StreamPurpose::kLabels, static_cast<std::uint32_t>(window),
-                        static_cast<std::uint32_t>(window >> 32), static_cast<std::uint32_t>(t));
-    const double peak = *std::max_element(log_p[t].begin(), log_p[t].end());
-    std::uint32_t y = 0;
-    do y = stream.next_below(kVocab);
-    while (std::log(stream.next_uniform()) >= log_p[t][y] - peak);
+    std::vector<float> p;
+    for (const double x : log_p[t]) p.push_back(static_cast<float>(std::exp(x)));
+    const RandomStream stream(seed, StreamPurpose::kLabels, static_cast<std::uint32_t>(window),
+                              static_cast<std::uint32_t>(window >> 32),
+                              static_cast<std::uint32_t>(t));
+    const std::size_t y = quant::draw_categorical(p, stream);
     labels.push_back(static_cast<int>(y));
   }
   return labels;
@@ -159,12 +160,13 @@ TEST(WindowStatistics, MatchPlainLoopsAndFiniteDifferences) {
   forward::ActivationStore activations(forward::ActivationStore::kUnlimited, "");
   const WindowBatch batch(&window, 1);
   FisherPass{decoder, "tiny", kSeed, RunControl{}, activations}.run(
-      {&batch, 1}, [&](const tokenizers::TextWindow&, int layer, const LayerTrace& trace) {
-        found = layer_sums(decoder, layer, trace, kSinks);
+      {&batch, 1}, [&](WindowBatch, int layer, const LayerTrace& trace) {
+        TraceStatistics statistics(decoder, kSinks);
+        found = statistics.sums(layer, trace).front();
         found.k.cross = found.v.cross = Array<float>({1, kKvHeads, kHeadDim, kHeadDim});
         found.k.phase = Array<float>({1, kKvHeads, kHeadDim, kHeadDim + 1});
         found.v.phase = Array<float>({1, kKvHeads, kHeadDim, 1});
-        store_coherent(decoder, layer, trace, kSinks, 0, found);
+        statistics.store_coherent(layer, trace, 1, 0, found);
       });
   const Reference r = reference_of(model, window, kSeed);
 
