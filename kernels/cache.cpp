@@ -138,6 +138,7 @@ void Cache::place_layers(const PlanBundle& bundle, const CachePlan& plan) {
     layer.open = take<std::uint16_t>(open_, open, buffers[l].open);
     layer.costs = work_costs(plan.formats[l], quant::phase_steps(plan.formats[l]));
     layer.unit_pages = plan.decode_shapes[l].unit_pages;
+    layer.uniform = plan.decode_shapes[l].uniform;
     layer.shared = plan.decode_shapes[l].shared;
     layer.shared_bytes = plan.decode_shapes[l].shared_bytes;
     layer.only_bytes = has_only_bytes(plan.formats[l]);

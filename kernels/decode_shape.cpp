@@ -51,6 +51,26 @@ std::uint32_t tile_instructions(const quant::TileRun& run) {
   return run.half != 0 ? full / 2 + 20 : full;
 }
 
+/// Index in kUniformWidths of a layer, or -1.
+int uniform_kind(const quant::LayerFormat& format, int phase_steps, int columns) {
+  if (phase_steps > 0 || columns > kColumns / 2) return -1;
+  const auto whole = [](const quant::SideLayout& side) {
+    return side.run_count == 1 && side.outlier_runs == 0 && side.norm_bytes == 2 &&
+           side.runs[0].code == quant::TileCode::kBytes && side.runs[0].half == 0;
+  };
+  const auto widths = [](const quant::HeadLayout& head) {
+    return UniformWidths{head.k.runs[0].width, head.v.runs[0].width, head.k.runs[0].tiles};
+  };
+  for (const quant::HeadLayout& head : format.heads)
+    if (!whole(head.k) || !whole(head.v) || head.k.runs[0].tiles != head.v.runs[0].tiles ||
+        widths(head) != widths(format.heads.front()))
+      return -1;
+  const auto* found =
+      std::find(std::begin(kUniformWidths), std::end(kUniformWidths), widths(format.heads.front()));
+  return found == std::end(kUniformWidths) ? -1
+                                           : static_cast<int>(found - std::begin(kUniformWidths));
+}
+
 }  // namespace
 
 bool has_only_bytes(const quant::LayerFormat& format) {
@@ -141,11 +161,31 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   const auto frequencies = static_cast<std::size_t>(8 * phase_steps);
   shape.shared.centre_offset = part(frequencies * columns_kept * sizeof(float2));
   shape.shared.list_offset = part(kPageListBytes);
-  shape.shared.barriers_offset = part(2 * kBarrierBytes);
+  shape.shared.barriers_offset = part(8 * kBarrierBytes);
   shape.shared.slot_bytes = static_cast<std::int32_t>(rounded(slot_bytes));
   // Units of two pages hide more latency and share more work, but must leave room for all warps.
   const std::size_t page_slots = 2 * rounded(slot_bytes) + frequencies * sizeof(float2);
   shape.shared.feed_offset = static_cast<std::int32_t>(warp_bytes);
+  shape.uniform = uniform_kind(format, phase_steps, columns);
+  if (shape.uniform >= 0) {
+    // Keys of a page, values of the one before, and one half on its way.
+    constexpr std::size_t kFewestSlots = 3, kMostSlots = 8;
+    const std::size_t slot = rounded(slot_bytes), room = (kMaxShared - space.used()) / 128 * 128;
+    for (int warps = kDecodeWarps; warps > 0; --warps) {
+      const std::size_t each = room / static_cast<std::size_t>(warps) / 128 * 128;
+      const std::size_t slots =
+          each < warp_bytes ? 0 : std::min((each - warp_bytes) / slot, kMostSlots);
+      if (slots < kFewestSlots) continue;
+      const std::size_t bytes = warp_bytes + slots * slot;
+      shape.shared.feed_slots = static_cast<std::int32_t>(slots);
+      shape.shared.warp_region = take(bytes * static_cast<std::size_t>(warps), 128);
+      shape.shared.warp_bytes = static_cast<std::int32_t>(bytes);
+      shape.block_warps = warps;
+      shape.shared_bytes = space.used();
+      return shape;
+    }
+    shape.uniform = -1;
+  }
   for (const int pages : {2, 1}) {
     if (pages == 2 && (columns > kColumns / 2 || !has_only_bytes(format))) continue;
     const std::size_t bytes = warp_bytes + rounded(static_cast<std::size_t>(pages) * page_slots);

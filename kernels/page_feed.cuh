@@ -30,8 +30,11 @@ template <int Pages>
 class PageFeed {
  public:
   KVPLAN_DEVICE PageFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
-                         std::uint32_t page_bytes)
-      : list_(list), barriers_(barriers), slots_(slots), slot_bytes_(page_bytes) {
+                         const SharedMap& map)
+      : list_(list),
+        barriers_(barriers),
+        slots_(slots),
+        slot_bytes_(static_cast<std::uint32_t>(map.slot_bytes)) {
     if (lane() == 0)
       for (int half = 0; half < 2; ++half) init_barrier(barriers + 8 * half);
     sync_warp();
@@ -123,6 +126,84 @@ class PageFeed {
   std::uint32_t parity_ = 0;       // of the unit in use
   int window_ = 0, block_ = 0;     // lane i: the block of page window + i
   const std::byte* pages_[Pages];  // of the unit whose keys were copied last
+};
+
+// Halves of single pages through a ring of slots, in the order keys 0, keys 1, values 0, keys 2,
+// values 1, .., values of the last page: the keys of a page come while the values of the page
+// before are at work. Otherwise as PageFeed; not for centred keys.
+class HalfFeed {
+ public:
+  KVPLAN_DEVICE HalfFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
+                         const SharedMap& map)
+      : list_(list),
+        barriers_(barriers),
+        slots_(slots),
+        slot_bytes_(static_cast<std::uint32_t>(map.slot_bytes)),
+        slot_count_(map.feed_slots) {
+    if (lane() == 0)
+      for (int slot = 0; slot < slot_count_; ++slot) init_barrier(barriers + 8 * slot);
+    sync_warp();
+  }
+  /// Starts on another list; the one before is used up.
+  KVPLAN_DEVICE void start(const PageList& list) {
+    sync_warp();
+    if (lane() == 0) *list_ = list;
+    sync_warp();
+    issued_ = 0;
+    look_at(0);
+    for (int slot = 0; slot < slot_count_; ++slot) issue();
+  }
+  /// Address of the next half, once it is there.
+  KVPLAN_DEVICE std::uint32_t wait() {
+    const int slot = taken_;
+    wait_copy(barriers_ + 8 * slot, parity_);
+    taken_ = slot + 1 < slot_count_ ? slot + 1 : 0;
+    if (taken_ == 0) parity_ ^= 1;
+    return slots_ + static_cast<std::uint32_t>(slot) * slot_bytes_;
+  }
+  /// The oldest half still held is no longer needed.
+  KVPLAN_DEVICE void done() {
+    sync_warp();
+    issue();
+  }
+
+ private:
+  KVPLAN_DEVICE void look_at(int page) {
+    window_ = page;
+    const int mine = page + lane(), last = list_->count - 1;
+    block_ = list_->blocks[mine < last ? mine : last];
+  }
+  KVPLAN_DEVICE void issue() {
+    const int i = issued_, count = list_->count;
+    if (i >= 2 * count) return;
+    const std::uint32_t key_bytes = list_->key_bytes;
+    const int keys_of = (i + 1) / 2;
+    const bool keys = (i % 2 == 1 || i == 0) && keys_of < count;
+    if (keys) {
+      if (keys_of >= window_ + kLanes) [[unlikely]]
+        look_at(keys_of);
+      before_ = last_;
+      last_ = list_->pages +
+              static_cast<std::uint64_t>(shuffle(block_, keys_of - window_)) * list_->block_bytes;
+    }
+    const std::uint32_t bytes = keys ? key_bytes : list_->rest_bytes;
+    const std::byte* from = keys ? last_ : (i % 2 == 0 ? before_ : last_) + key_bytes;
+    const std::uint32_t barrier = barriers_ + 8 * free_;
+    copy_async(slots_ + static_cast<std::uint32_t>(free_) * slot_bytes_, from, bytes, barrier);
+    end_batch(barrier, bytes);
+    free_ = free_ + 1 < slot_count_ ? free_ + 1 : 0;
+    issued_ = i + 1;
+  }
+
+  PageList* list_;
+  std::uint32_t barriers_, slots_, slot_bytes_;
+  int slot_count_;
+  int free_ = 0, taken_ = 0;           // slot of the half that is copied, awaited next
+  std::uint32_t parity_ = 0;           // of taken_
+  int issued_ = 0;                     // halves of the list
+  int window_ = 0, block_ = 0;         // lane i: the block of page window + i
+  const std::byte* last_ = nullptr;    // the page whose keys were copied last
+  const std::byte* before_ = nullptr;  // the one before
 };
 
 }  // namespace kvplan::kernels

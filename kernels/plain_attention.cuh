@@ -58,7 +58,9 @@ KVPLAN_DEVICE void attend_rows(const AttentionView& v, const Work<Blocks>& work,
   for_scores<1, Blocks>([&](int n, int i, int h, int e) { s[n][i][h][e] = sums[n][i][2 * h + e]; });
   if (v.soft_cap > 0) cap<1, Blocks>(s, v.soft_cap);
   mask<1, Blocks>(s, v, work, static_cast<int>(rows.first), rows.count);
-  follow_maximum<1, Blocks>(work, v.plain_tiles, r, s, false);
+  follow_maximum<1, Blocks>(r, s, false, [&](const float(&factor)[Blocks]) {
+    scale_output<Blocks>(work, v.plain_tiles, factor);
+  });
   exponentiate<1, Blocks>(s, r);
   HalfWeights<1> p;
   make_half_weights<1, Blocks>(p, s);

@@ -20,6 +20,8 @@ inline constexpr float kLog2e = 1.4426950408889634f;
 template <int Pages, int Blocks>
 using Scores = float[Pages][kRows][2][Blocks];
 
+KVPLAN_DEVICE float digits(int high, int low) { return static_cast<float>(high * 256 + low); }
+
 // Calls visit(page, i, h, e) for a lane's elements of Scores.
 template <int Pages, int Blocks, class Visit>
 KVPLAN_DEVICE void for_scores(Visit visit) {
@@ -216,11 +218,12 @@ KVPLAN_DEVICE void largest(const Scores<Pages, Blocks>& s, float (&top)[Blocks])
       [&](int n, int i, int h, int e) { top[e] = fmaxf(top[e], s[n][i][h][e]); });
 }
 
-// Lets the maxima follow the scores, and masses and `tiles` tiles of outputs the maxima; scores
-// become differences to the maxima. `above`: they are that already (Running::started).
-template <int Pages, int Blocks>
-KVPLAN_DEVICE void follow_maximum(const Work<Blocks>& work, int tiles, Running<Blocks>& r,
-                                  Scores<Pages, Blocks>& s, bool above) {
+// Lets the maxima follow the scores, masses the maxima, and outputs too: scale_outputs(factors)
+// multiplies them. Scores become differences to the maxima. `above`: they are that already
+// (Running::started).
+template <int Pages, int Blocks, class Scale>
+KVPLAN_DEVICE void follow_maximum(Running<Blocks>& r, Scores<Pages, Blocks>& s, bool above,
+                                  Scale scale_outputs) {
   float top[Blocks], base[Blocks];
   largest<Pages, Blocks>(s, top);
   bool grown = false;
@@ -243,7 +246,7 @@ KVPLAN_DEVICE void follow_maximum(const Work<Blocks>& work, int tiles, Running<B
       r.l[e] *= factor[e];
       r.norms[e] *= factor[e];
     }
-    scale_output<Blocks>(work, tiles, factor);
+    scale_outputs(factor);
     for_scores<Pages, Blocks>([&](int n, int i, int h, int e) { s[n][i][h][e] -= base[e]; });
   } else if (!above) [[unlikely]] {
     for_scores<Pages, Blocks>([&](int n, int i, int h, int e) { s[n][i][h][e] -= base[e]; });

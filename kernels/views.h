@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 
 #include "quant/page_layout.h"
 
@@ -27,6 +28,17 @@ inline constexpr int kMaxPairWidth =
 constexpr int table_bytes(int width) {
   return 1 << (kEntryShift + (width <= kMaxPairWidth ? 2 * width : width));
 }
+
+/// Layers of whole tiles of bytes with fp16 norms whose heads all have the same widths of keys and
+/// values, and so a kernel of their own.
+struct UniformWidths {
+  int keys, values, tiles;  // bits, bits, tiles of 16 channels
+  friend constexpr bool operator==(const UniformWidths&, const UniformWidths&) = default;
+};
+inline constexpr UniformWidths kUniformWidths[] = {{2, 2, 8}, {3, 3, 8}, {4, 4, 8}, {8, 8, 8},
+                                                   {4, 2, 8}, {3, 2, 8}, {2, 2, 4}, {3, 3, 4},
+                                                   {4, 4, 4}, {8, 8, 4}};
+inline constexpr int kUniformKinds = static_cast<int>(std::size(kUniformWidths));
 
 inline constexpr int kOpenTokens = quant::kPageTokens;
 
@@ -73,9 +85,11 @@ struct SharedMap {
   std::int32_t runs_offset = 0;      // list of the segment's runs
   std::int32_t list_offset = 0;      // PageList
   std::int32_t centre_offset = 0;    // [frequencies][4 or 8 columns] float2
-  std::int32_t barriers_offset = 0;  // [2] of 8 bytes
-  std::int32_t feed_offset = 0;      // [2][unit_pages] of slot_bytes, phases
-  std::int32_t slot_bytes = 0;       // of one page
+  std::int32_t barriers_offset = 0;  // [2] or [feed_slots] of 8 bytes
+  std::int32_t feed_offset = 0;  // [2][unit_pages] of slot_bytes, phases; uniform: [feed_slots] of
+                                 // slot_bytes
+  std::int32_t slot_bytes = 0;   // of one page's half
+  std::int32_t feed_slots = 0;   // uniform layers only
 };
 
 /// How long a warp of `decode` works on a unit of pages of a KV head, in any unit.
@@ -129,6 +143,7 @@ struct LayerView {
       nullptr;  // what fp16 rounding left of it, scaled by 2048; null: not needed
   WorkCosts costs;
   int unit_pages = 1;  // packed pages that a warp of `decode` takes at a time: 1 or 2
+  int uniform = -1;    // index in kUniformWidths, or -1
   SharedMap shared;
   std::size_t shared_bytes = 0;  // of a block of `decode`
   bool only_bytes = false;       // every run of tiles of every head is kBytes
@@ -243,7 +258,7 @@ cudaError_t read_back(const ReadBackView& view, cudaStream_t stream);
 /// (1..8) that a segment uses at most.
 struct DecodeShape {
   int blocks = 0, block_warps = 0;
-  int unit_pages = 1;
+  int unit_pages = 1, uniform = -1;  // as in LayerView
   std::size_t shared_bytes = 0;
   SharedMap shared;
 };
