@@ -165,7 +165,6 @@ void Cache::place_workspace(const CachePlan& plan, const quant::SharedBuffers& b
   view.batch = batch_;
   view.queries_per_kv = geometry_.query_heads / kv_heads();
   view.query = take<uint2>(workspace_, parts, buffers.query);
-  view.plain_query = take<uint2>(workspace_, parts, buffers.plain_query);
   view.bias = take<float2>(workspace_, parts, buffers.bias);
   view.constant = take<float>(workspace_, parts, buffers.constant);
   view.centre = take<float2>(workspace_, parts, buffers.centre);

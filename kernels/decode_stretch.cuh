@@ -7,7 +7,6 @@
 
 #include "kernels/page_feed.cuh"
 #include "kernels/partition.cuh"
-#include "kernels/plain_attention.cuh"
 #include "kernels/ptx.cuh"
 #include "kernels/scores.cuh"
 #include "kernels/segment_work.cuh"
@@ -166,7 +165,6 @@ KVPLAN_DEVICE void attend_stretch(const AttentionView& v) {
       const int pages = (end_page < what.pages ? end_page : what.pages) - first_page;
       if (pages > 0) start_pages(v, work, feed, first_page, pages);
       wait_for_previous_kernel();
-      if (first == 0) attend_plain<Blocks>(v, work);
       const bool ends = last == units;
       const bool more =
           ends && segment_start < end && work.segment + 1 < v.batch.sequences * per_sequence;

@@ -33,7 +33,8 @@ struct ColumnState {
 
 struct Workspace {
   float* outputs;        // [head_dim rounded up to 16][17] merged, of the storage coordinates
-  float* direct;         // [head_dim][17] what does not go through the transform
+  float* direct;         // [head_dim][17] merged, of channels outside the transform
+  float* plain;          // [head_dim][17] of the fp16 tokens
   float* most;           // [16] largest |outputs| of a column
   ColumnState* states;   // [16]
   std::int32_t* ranges;  // [16][3] first warp, last warp, slots
@@ -42,7 +43,8 @@ struct Workspace {
   KVPLAN_DEVICE explicit Workspace(int head_dim) {
     outputs = reinterpret_cast<float*>(shared_memory());
     direct = outputs + 16 * matrix_tiles(head_dim) * kStride;
-    most = direct + head_dim * kStride;
+    plain = direct + head_dim * kStride;
+    most = plain + head_dim * kStride;
     states = reinterpret_cast<ColumnState*>(most + kProductColumns);
     ranges = reinterpret_cast<std::int32_t*>(states + kProductColumns);
     slots = ranges + 3 * kProductColumns;
@@ -60,7 +62,7 @@ std::size_t shared_bytes(const AttentionView& v) {
   const auto warps =
       static_cast<std::size_t>(v.decode_blocks) * static_cast<std::size_t>(v.block_warps);
   const int d = v.layer.head_dim;
-  return static_cast<std::size_t>((16 * matrix_tiles(d) + d) * kStride + kProductColumns) *
+  return static_cast<std::size_t>((16 * matrix_tiles(d) + 2 * d) * kStride + kProductColumns) *
              sizeof(float) +
          kProductColumns * sizeof(ColumnState) +
          (3 * kProductColumns + warps + 2 * kProductColumns) * sizeof(std::int32_t);
@@ -79,14 +81,23 @@ KVPLAN_DEVICE void list_slots(const AttentionView& v, int segment, int s, const 
   const int first = w.ranges[3 * s], last = w.ranges[3 * s + 1];
   const int own = v.decode_blocks * v.block_warps + segment;
   std::int32_t* const slots = w.slots + w.slot_begin(s);
+  constexpr int kLoaded = 8;  // reads that are on the way together
   int count = 0;
-  for (int base = first; base <= last + 1; base += kWarpLanes) {
-    const int at = base + lane();
-    const int slot = at <= last ? at : own;  // one behind the last
-    const std::uint32_t found = ballot(at <= last + 1 && v.slot_owner[slot] == segment);
-    const int before = std::popcount(found & ((1u << lane()) - 1));
-    if ((found >> lane() & 1) != 0) slots[count + before] = slot;
-    count += std::popcount(found);
+  for (int base = first; base <= last + 1; base += kLoaded * kWarpLanes) {
+    bool owned[kLoaded];
+#pragma unroll
+    for (int k = 0; k < kLoaded; ++k) {
+      const int at = base + k * kWarpLanes + lane();  // last + 1: the segment's own slot
+      owned[k] = at <= last + 1 && v.slot_owner[at <= last ? at : own] == segment;
+    }
+#pragma unroll
+    for (int k = 0; k < kLoaded; ++k) {
+      const int at = base + k * kWarpLanes + lane();
+      const std::uint32_t found = ballot(owned[k]);
+      const int before = std::popcount(found & ((1u << lane()) - 1));
+      if (owned[k]) slots[count + before] = at <= last ? at : own;
+      count += std::popcount(found);
+    }
   }
   if (lane() == 0) w.ranges[3 * s + 2] = count;
 }
@@ -104,13 +115,25 @@ KVPLAN_DEVICE void merge_states(const AttentionView& v, const SegmentGroup& grou
   const std::int32_t* const slots = w.slots + w.slot_begin(s);
   const int count = w.slot_count(s);
   const float2 plain = v.plain_state[std::int64_t{group.segment(v, s)} * kColumns + c];
-  const auto state = [&](int i) { return v.slot_state[std::int64_t{slots[i]} * kColumns + c]; };
+  constexpr int kLoaded = 8;  // of a lane, on the way together
+  const auto state = [&](int i) {
+    return i < count ? v.slot_state[std::int64_t{slots[i]} * kColumns + c] : float2{kLowest, 0};
+  };
+  float2 loaded[kLoaded];
+#pragma unroll
+  for (int k = 0; k < kLoaded; ++k) loaded[k] = state(part + k * kPartsPerColumn);
   float maximum = plain.x;
-  for (int i = part; i < count; i += kPartsPerColumn) maximum = std::fmax(maximum, state(i).x);
+#pragma unroll
+  for (int k = 0; k < kLoaded; ++k) maximum = std::fmax(maximum, loaded[k].x);
+  constexpr int kMore = kLoaded * kPartsPerColumn;
+  for (int i = part + kMore; i < count; i += kPartsPerColumn)
+    maximum = std::fmax(maximum, state(i).x);
   maximum = std::fmax(maximum, shuffle_xor(maximum, kColumns));
   maximum = std::fmax(maximum, shuffle_xor(maximum, 2 * kColumns));
   float packed = 0;
-  for (int i = part; i < count; i += kPartsPerColumn)
+#pragma unroll
+  for (int k = 0; k < kLoaded; ++k) packed = fused(loaded[k].y, weight(loaded[k], maximum), packed);
+  for (int i = part + kMore; i < count; i += kPartsPerColumn)
     packed = fused(state(i).y, weight(state(i), maximum), packed);
   packed += shuffle_xor(packed, kColumns);
   packed += shuffle_xor(packed, 2 * kColumns);
@@ -139,7 +162,7 @@ KVPLAN_DEVICE void spread(const SegmentGroup& group, int s, int item_lane, float
   }
 }
 
-/// direct = output of the fp16 tokens.
+/// plain = output of the fp16 tokens.
 KVPLAN_DEVICE void load_plain(const AttentionView& v, const SegmentGroup& group,
                               const Workspace& w) {
   const int lanes = v.plain_tiles * kWarpLanes;
@@ -148,9 +171,7 @@ KVPLAN_DEVICE void load_plain(const AttentionView& v, const SegmentGroup& group,
     const float4 o = v.plain_output[std::int64_t{group.segment(v, s)} * lanes + i % lanes];
     spread(group, s, i % kWarpLanes, o, [&](int coordinate, int column, float value) {
       const int channel = tile * kTileCoordinates + coordinate;
-      const float factor = w.states[column].plain;
-      if (channel < v.layer.head_dim)
-        w.direct[channel * kStride + column] = factor > 0 ? factor * value : 0;
+      if (channel < v.layer.head_dim) w.plain[channel * kStride + column] = value;
     });
   }
 }
@@ -173,7 +194,7 @@ KVPLAN_DEVICE void merge_outputs(const AttentionView& v, const SegmentGroup& gro
       const float maximum = w.states[column].maximum;
       const float other_maximum = c + 4 < group.columns ? w.states[column + 4].maximum : 0;
       float4 sum{0, 0, 0, 0};
-#pragma unroll 4
+#pragma unroll 8
       for (int k = 0; k < count; ++k) {
         const std::int64_t slot = slots[k];
         const float2* const states = v.slot_state + slot * kColumns + c;
@@ -264,6 +285,7 @@ KVPLAN_DEVICE void store(const AttentionView& v, const SegmentGroup& group, cons
     if (row < 0) continue;
     const ColumnState& state = w.states[column];
     float o = w.direct[channel * kStride + column];
+    if (state.plain > 0) o = fused(state.plain, w.plain[channel * kStride + column], o);
     if (mean != nullptr) o = fused(mean[channel], state.packed, o);
     o *= state.inverse;
     if (v.out != nullptr) v.out[row * d + channel] = to_half(o);
@@ -274,7 +296,7 @@ KVPLAN_DEVICE void store(const AttentionView& v, const SegmentGroup& group, cons
 /// Block (group of segments, KV head).
 __global__ void __launch_bounds__(kThreads)
     finish_kernel(const AttentionView v, const int columns) {
-  const SegmentGroup group(v, columns);
+  const SegmentGroup group(v, columns, block());
   const int d = v.layer.head_dim, tiles = matrix_tiles(d);
   const Workspace w(d);
   const quant::SideLayout& layout = v.layer.heads[group.head].v;
@@ -290,15 +312,15 @@ __global__ void __launch_bounds__(kThreads)
   const bool leads = warp() < group.count;  // a warp leads a segment
   const int segment = leads ? group.segment(v, warp()) : 0;
   if (leads) find_range(v, segment, warp(), w);
-  for (int i = thread(); i < 16 * tiles * kStride; i += kThreads) w.outputs[i] = 0;
+  const int cleared = (16 * tiles + d) * kStride;  // outputs and direct
+  for (int i = thread(); i < cleared; i += kThreads) w.outputs[i] = 0;
   sync_block();
 
   wait_for_previous_kernel();
   if (leads) list_slots(v, segment, warp(), w);
+  load_plain(v, group, w);
   sync_block();
   if (leads) merge_states(v, group, warp(), w);
-  sync_block();
-  load_plain(v, group, w);
   sync_block();
   merge_outputs(v, group, layout, encoder.outliers, w);
   sync_block();

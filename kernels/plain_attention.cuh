@@ -1,139 +1,225 @@
 #pragma once
-// Attention of one segment over its fp16 tokens: sinks and the open page. Private to the decode
-// kernel.
+// Attention of a segment over its fp16 tokens, the sinks and the open page, by a block of
+// `prepare`. These tokens are read cold, so what counts is the number of round trips to memory: a
+// warp takes 16 tokens, with the reads of their keys and values on the way together.
 
-#include "kernels/packed_attention.cuh"
 #include "kernels/ptx.cuh"
-#include "kernels/scores.cuh"
 #include "kernels/views.h"
 
 namespace kvplan::kernels {
 
-// Tiles of 16 channels whose rows are loaded together: these tokens are read cold and by one warp,
-// so every round trip to memory counts.
-inline constexpr int kLoadedTiles = 2;
+inline constexpr int kChunk = 16;       // tokens
+inline constexpr int kLoadedTiles = 8;  // tiles of 16 channels on the way together
 
-// Rows of fp16 vectors, tokens of one KV head.
-struct Rows {
-  const std::uint16_t* k = nullptr;
-  const std::uint16_t* v = nullptr;
-  std::int64_t first = 0;  // position of row 0
-  int count = 0;           // 1..64
+/// Columns t, t + 4 of the segment (e = 0, 1) in a lane 4g+t; scores in units of log2.
+struct PlainState {
+  float m[2] = {kLowest, kLowest}, l[2] = {0, 0};
 };
 
+/// 16 tokens of one KV head.
+struct PlainRows {
+  const std::uint16_t *k, *v;
+  int first;  // position of row 0
+  int count;  // 1..16
+};
+
+/// A segment's queries, in place.
+struct PlainQuery {
+  const std::uint16_t* row;  // [head_dim] of column g / 2 + 4 (g % 2); null: not used
+  int last[2];               // position of the query of columns t and t + 4
+};
+
+/// A block's shared memory: outputs [warps][plain_tiles][32] float4, states [warps][8] float2.
+struct PlainWorkspace {
+  float4* outputs;
+  float2* states;
+  KVPLAN_DEVICE PlainWorkspace(int warps, int tiles) {
+    outputs = reinterpret_cast<float4*>(shared_memory());
+    states = reinterpret_cast<float2*>(outputs + warps * tiles * quant::kWarpLanes);
+  }
+};
+constexpr std::size_t plain_shared_bytes(int warps, int tiles) {
+  return static_cast<std::size_t>(warps) *
+         (static_cast<std::size_t>(tiles) * quant::kWarpLanes * sizeof(float4) +
+          kColumns * sizeof(float2));
+}
+
+/// Two channels of a row, 0 where there is none.
 KVPLAN_DEVICE std::uint32_t row_pair(const std::uint16_t* x, int row, int rows, int channel,
                                      int head_dim) {
   return row < rows && channel < head_dim
-             ? *reinterpret_cast<const std::uint32_t*>(x + std::int64_t{row} * head_dim + channel)
+             ? *reinterpret_cast<const std::uint32_t*>(x + row * head_dim + channel)
              : 0;
 }
 
-template <int Blocks>
-KVPLAN_DEVICE void attend_rows(const AttentionView& v, const Work<Blocks>& work, Running<Blocks>& r,
-                               const Rows& rows) {
+/// Adds 16 tokens to the warp's state and outputs.
+KVPLAN_DEVICE void attend_chunk(const AttentionView& v, const PlainQuery& query,
+                                const PlainRows& rows, PlainState& state, float4* output,
+                                bool first) {
   const int g = lane() >> 2, t = lane() & 3, d = v.layer.head_dim;
-  HalfSums<1> sums = {};
-  const uint2* query = v.plain_query + std::int64_t{work.segment} * v.plain_tiles * kLanes + lane();
-#pragma unroll 1
-  for (int first = 0; first < v.plain_tiles; first += kLoadedTiles) {
-    uint2 q[kLoadedTiles];
-    std::uint32_t a[kLoadedTiles][kRows][4];
-#pragma unroll
-    for (int u = 0; u < kLoadedTiles; ++u) {
-      const int j = first + u;
-      q[u] = j < v.plain_tiles ? query[j * kLanes] : uint2{0, 0};
-#pragma unroll
-      for (int i = 0; i < kRows; ++i)
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-          a[u][i][k] = row_pair(rows.k, 16 * i + g + 8 * (k & 1), rows.count,
-                                16 * j + 2 * t + 8 * (k >> 1), d);
-    }
+  const float scale = v.scale * kLog2e;
+  float sums[4] = {};
+  std::uint32_t values[kLoadedTiles][4];
+  const auto load_values = [&](int tile) {
 #pragma unroll
     for (int u = 0; u < kLoadedTiles; ++u)
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) mma(sums[0][i], a[u][i], q[u].x, q[u].y);
-  }
-  Scores<1, Blocks> s;
-  for_scores<1, Blocks>([&](int n, int i, int h, int e) { s[n][i][h][e] = sums[n][i][2 * h + e]; });
-  if (v.soft_cap > 0) cap<1, Blocks>(s, v.soft_cap);
-  mask<1, Blocks>(s, v, work, static_cast<int>(rows.first), rows.count);
-  follow_maximum<1, Blocks>(r, s, false, [&](const float(&factor)[Blocks]) {
-    scale_output<Blocks>(work, v.plain_tiles, factor);
-  });
-  exponentiate<1, Blocks>(s, r);
-  HalfWeights<1> p;
-  make_half_weights<1, Blocks>(p, s);
-#pragma unroll 1
-  for (int first = 0; first < v.plain_tiles; first += kLoadedTiles) {
-    std::uint32_t loaded[kLoadedTiles][kRows][4];  // tokens x channels
-#pragma unroll
-    for (int u = 0; u < kLoadedTiles; ++u)
-#pragma unroll
-      for (int i = 0; i < kRows; ++i)
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-          loaded[u][i][k] = row_pair(rows.v, 16 * i + g + 8 * (k >> 1), rows.count,
-                                     16 * (first + u) + 2 * t + 8 * (k & 1), d);
-#pragma unroll
-    for (int u = 0; u < kLoadedTiles; ++u) {
-      if (first + u >= v.plain_tiles) break;
-      float sum[4] = {};
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        std::uint32_t a[4];  // channels x tokens
-#pragma unroll
-        for (int k = 0; k < 4; ++k) a[k] = transpose8x8(loaded[u][i][k]);
-        mma(sum, a, p[0][i][0], p[0][i][1]);
-      }
-      Output<Blocks>& o = work.output[(first + u) * kLanes + lane()];
-#pragma unroll
-      for (int k = 0; k < 2 * Blocks; ++k) o.x[k] += sum[2 * (k % 2) + k / 2];
-    }
-  }
-}
-
-// Sends for rows before they are waited for.
-KVPLAN_DEVICE void prefetch_rows(const std::uint16_t* rows, int count, int head_dim) {
-  constexpr int kLine = 64;  // numbers
-  for (int i = lane() * kLine; i < count * head_dim; i += kLanes * kLine) prefetch(rows + i);
-}
-
-// The fp16 tokens of a segment: sinks and open page.
-template <int Blocks>
-KVPLAN_DEVICE void attend_plain(const AttentionView& v, const Work<Blocks>& work) {
-  const LayerView& layer = v.layer;
-  const int slot = v.batch.slot[work.sequence], length = v.batch.length[work.sequence];
-  const int d = layer.head_dim;
-  clear_output(work, v.plain_tiles);
-  Running<Blocks> r;
-  // Rows of (slot, side, head) in a buffer with `tokens` rows each.
-  const auto rows_of = [&](const std::uint16_t* buffer, int side, int tokens) {
-    return buffer + ((std::int64_t{slot} * 2 + side) * layer.kv_heads + work.head) *
-                        (std::int64_t{tokens} * d);
+      for (int k = 0; k < 4; ++k)
+        values[u][k] = row_pair(rows.v, g + 8 * (k >> 1), rows.count,
+                                16 * (tile + u) + 2 * t + 8 * (k & 1), d);
   };
+#pragma unroll 1
+  for (int tile = 0; tile < v.plain_tiles; tile += kLoadedTiles) {
+    std::uint32_t keys[kLoadedTiles][4], q[kLoadedTiles][2];
+#pragma unroll
+    for (int u = 0; u < kLoadedTiles; ++u) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        keys[u][k] = row_pair(rows.k, g + 8 * (k & 1), rows.count,
+                              16 * (tile + u) + 2 * t + 8 * (k >> 1), d);
+#pragma unroll
+      for (int k = 0; k < 2; ++k)
+        q[u][k] = row_pair(query.row, 0, query.row != nullptr ? 1 : 0,
+                           16 * (tile + u) + 2 * t + 8 * k, d);
+    }
+    if (tile == 0) load_values(0);
+#pragma unroll
+    for (int u = 0; u < kLoadedTiles; ++u) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k)
+        q[u][k] = pack_halves(scale * low_half(q[u][k]), scale * high_half(q[u][k]));
+      mma(sums, keys[u], q[u][0], q[u][1]);
+    }
+  }
+  // sums[2 h + e]: token g + 8 h, column t + 4 e.
+  float top[2], factor[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float& s = sums[2 * h + e];
+      const int row = g + 8 * h, position = rows.first + row;
+      if (v.soft_cap > 0) {
+        const float cap = v.soft_cap * kLog2e;
+        s = cap - 2 * cap / (exp2_fast(s * (2 * kLog2e / cap)) + 1);
+      }
+      if (row >= rows.count || position > query.last[e] ||
+          (v.window > 0 && position <= query.last[e] - v.window))
+        s = -INFINITY;
+    }
+    top[e] = fmaxf(state.m[e], fmaxf(sums[e], sums[2 + e]));
+#pragma unroll
+    for (int step = 4; step < quant::kWarpLanes; step *= 2)
+      top[e] = fmaxf(top[e], shuffle_xor(top[e], step));
+    factor[e] = exp2_fast(state.m[e] - top[e]);
+    state.m[e] = top[e];
+    float mass = 0;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      sums[2 * h + e] = exp2_fast(sums[2 * h + e] - top[e]);
+      mass += sums[2 * h + e];
+    }
+    state.l[e] = fused(state.l[e], factor[e], mass);
+  }
+  const std::uint32_t p[2] = {transpose8x8(pack_halves(sums[0], sums[1])),
+                              transpose8x8(pack_halves(sums[2], sums[3]))};
+#pragma unroll 1
+  for (int tile = 0; tile < v.plain_tiles; tile += kLoadedTiles) {
+    if (tile > 0) load_values(tile);
+#pragma unroll
+    for (int u = 0; u < kLoadedTiles; ++u) {
+      if (tile + u >= v.plain_tiles) break;
+      float sum[4] = {};
+      std::uint32_t a[4];  // channels x tokens
+#pragma unroll
+      for (int k = 0; k < 4; ++k) a[k] = transpose8x8(values[u][k]);
+      mma(sum, a, p[0], p[1]);
+      float4& o = output[(tile + u) * quant::kWarpLanes + lane()];
+      const float4 before = first ? float4{0, 0, 0, 0} : o;
+      o = {fused(before.x, factor[0], sum[0]), fused(before.y, factor[0], sum[2]),
+           fused(before.z, factor[1], sum[1]), fused(before.w, factor[1], sum[3])};
+    }
+  }
+}
+
+/// plain_state and plain_output of a segment, by a block of `Warps` warps.
+template <int Warps>
+KVPLAN_DEVICE void attend_plain(const AttentionView& v, int sequence, int head, int column_block) {
+  const LayerView& layer = v.layer;
+  const PlainWorkspace w(Warps, v.plain_tiles);
+  const int slot = v.batch.slot[sequence], length = v.batch.length[sequence],
+            before = v.batch.length_before[sequence], d = layer.head_dim;
   const int sinks = length < layer.sink_tokens ? length : layer.sink_tokens;
   const int packed = full_pages(length, layer.sink_tokens) * quant::kPageTokens;
-  const int open = length - layer.sink_tokens - packed;
-  for (const int side : {0, 1}) {
-    prefetch_rows(rows_of(layer.sinks, side, layer.sink_tokens), sinks, d);
-    prefetch_rows(rows_of(layer.open, side, kOpenTokens), open, d);
+  const int open = length > layer.sink_tokens ? length - layer.sink_tokens - packed : 0;
+  const int sink_chunks = (sinks + kChunk - 1) / kChunk,
+            chunks = sink_chunks + (open + kChunk - 1) / kChunk;
+
+  const auto column = [&](int c) { return column_block * kColumns + c; };
+  PlainQuery query;
+  for (int e = 0; e < 2; ++e)
+    query.last[e] = before + column((lane() & 3) + 4 * e) / v.queries_per_kv;
+  const int own = column(lane() / 8 + 4 * (lane() / 4 % 2)), token = own / v.queries_per_kv;
+  const std::int64_t row =
+      (std::int64_t{v.batch.first_row[sequence]} + token) * layer.kv_heads * v.queries_per_kv +
+      head * v.queries_per_kv + own % v.queries_per_kv;
+  query.row = token < length - before ? v.q + row * d : nullptr;
+
+  const auto rows_of = [&](const std::uint16_t* buffer, int side, int tokens) {
+    return buffer +
+           ((std::int64_t{slot} * 2 + side) * layer.kv_heads + head) * (std::int64_t{tokens} * d);
+  };
+  PlainState state;
+  float4* const output = w.outputs + warp() * v.plain_tiles * quant::kWarpLanes;
+  for (int chunk = warp(); chunk < chunks; chunk += Warps) {
+    const bool sink = chunk < sink_chunks;
+    const int first = kChunk * (sink ? chunk : chunk - sink_chunks);
+    const int left = (sink ? sinks : open) - first;
+    const auto* const buffer = sink ? layer.sinks : layer.open;
+    const int tokens = sink ? layer.sink_tokens : kOpenTokens;
+    attend_chunk(v, query,
+                 {rows_of(buffer, 0, tokens) + first * d, rows_of(buffer, 1, tokens) + first * d,
+                  first + (sink ? 0 : layer.sink_tokens + packed), left < kChunk ? left : kChunk},
+                 state, output, chunk == warp());
   }
-  for (int first = 0; first < sinks; first += kOpenTokens) {
-    const int count = sinks - first < kOpenTokens ? sinks - first : kOpenTokens;
-    const std::int64_t skipped = std::int64_t{first} * d;
-    attend_rows<Blocks>(v, work, r,
-                        {rows_of(layer.sinks, 0, layer.sink_tokens) + skipped,
-                         rows_of(layer.sinks, 1, layer.sink_tokens) + skipped, first, count});
+#pragma unroll
+  for (int e = 0; e < 2; ++e)
+#pragma unroll
+    for (int step = 4; step < quant::kWarpLanes; step *= 2)
+      state.l[e] += shuffle_xor(state.l[e], step);
+  if (lane() < 4)
+    for (int e = 0; e < 2; ++e)
+      w.states[warp() * kColumns + lane() + 4 * e] = {state.m[e], state.l[e]};
+  sync_block();
+
+  const int used = chunks < Warps ? chunks : Warps;
+  const int segment = (sequence * layer.kv_heads + head) * v.column_blocks + column_block;
+  const int t = thread() & 3;
+  float most[2] = {kLowest, kLowest};
+  for (int i = 0; i < used; ++i)
+    for (int e = 0; e < 2; ++e) most[e] = fmaxf(most[e], w.states[i * kColumns + t + 4 * e].x);
+  const auto weight = [&](int i, int e) {
+    return exp2_fast(w.states[i * kColumns + t + 4 * e].x - most[e]);
+  };
+  const int elements = v.plain_tiles * quant::kWarpLanes;
+  float4* const to = v.plain_output + std::int64_t{segment} * elements;
+  for (int k = thread(); k < elements; k += Warps * quant::kWarpLanes) {
+    float4 sum = {0, 0, 0, 0};
+    for (int i = 0; i < used; ++i) {
+      const float a = weight(i, 0), b = weight(i, 1);
+      const float4 o = w.outputs[i * elements + k];
+      sum = {fused(a, o.x, sum.x), fused(a, o.y, sum.y), fused(b, o.z, sum.z),
+             fused(b, o.w, sum.w)};
+    }
+    to[k] = sum;
   }
-  if (open > 0)
-    attend_rows<Blocks>(v, work, r,
-                        {rows_of(layer.open, 0, kOpenTokens), rows_of(layer.open, 1, kOpenTokens),
-                         layer.sink_tokens + packed, open});
-  reduce_masses(r);
-  store_state(v.plain_state + std::int64_t{work.segment} * kColumns, r);
-  float4* to = v.plain_output + std::int64_t{work.segment} * v.plain_tiles * kLanes + lane();
-  for (int j = 0; j < v.plain_tiles; ++j) to[j * kLanes] = stored(work.output[j * kLanes + lane()]);
+  if (thread() < 4)
+    for (int e = 0; e < 2; ++e) {
+      float mass = 0;
+      for (int i = 0; i < used; ++i)
+        mass = fused(weight(i, e), w.states[i * kColumns + t + 4 * e].y, mass);
+      v.plain_state[std::int64_t{segment} * kColumns + t + 4 * e] = {most[e], mass};
+    }
 }
 
 }  // namespace kvplan::kernels

@@ -1,9 +1,12 @@
-// Queries of a step as decode reads them: transformed and plain fragments, and what the centring of
-// keys and the offsets of bytes add to scores.
+// What `decode` and `finish` find ready: queries of a step as fragments of the transformed domain,
+// what the centring of keys and the offsets of bytes add to scores, and attention over the fp16
+// tokens.
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/page_access.cuh"
+#include "kernels/plain_attention.cuh"
 #include "kernels/ptx.cuh"
 #include "kernels/segments.cuh"
 #include "kernels/tile_codes.cuh"
@@ -18,7 +21,6 @@ using quant::kWarpLanes;
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpLanes;
-constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kTopDigits = 32000;  // of 127 * 256 + 127
 constexpr int kMaxTiles = 48;  // of a side: head_dim / 16 full ones and a half tile in every run
 constexpr int kOctet = 8;      // channels of a 16-byte load
@@ -75,7 +77,7 @@ KVPLAN_DEVICE void list_tiles(const quant::SideLayout& layout, const Workspace& 
 KVPLAN_DEVICE void load_queries(const AttentionView& v, const SegmentGroup& group,
                                 const Workspace& w) {
   const int d = v.layer.head_dim;
-  const float scale = v.scale * kLog2E;
+  const float scale = v.scale * kLog2e;
   for (int i = thread(); i < d / kOctet * kProductColumns; i += kThreads) {
     const int column = i % kProductColumns, octet = i / kProductColumns;
     const std::int64_t row = group.row(v, column);
@@ -94,7 +96,7 @@ KVPLAN_DEVICE void transform_queries(const AttentionView& v, const SegmentGroup&
   const std::int64_t rows[2] = {group.row(v, g), group.row(v, g + 8)};
   const uint4* const matrix =
       v.layer.k_matrix + std::int64_t{group.head} * tiles * tiles * 2 * kWarpLanes;
-  const float scale = v.scale * kLog2E * v.layer.matrix_scales[group.head].x;
+  const float scale = v.scale * kLog2e * v.layer.matrix_scales[group.head].x;
   for (int tile = warp(); tile < tiles; tile += kWarps) {
     float sums[2][4];
     multiply_tile(
@@ -201,21 +203,6 @@ KVPLAN_DEVICE void store_tiles(const AttentionView& v, const SegmentGroup& group
   }
 }
 
-KVPLAN_DEVICE void store_plain(const AttentionView& v, const SegmentGroup& group,
-                               const Workspace& w) {
-  for (int item = warp(); item < group.count * v.plain_tiles; item += kWarps) {
-    const int s = item / v.plain_tiles, tile = item % v.plain_tiles;
-    const int column = s * group.columns + half_column();
-    const uint2 packed = fragment([&](int row) -> float {
-      const int channel = tile * kTileCoordinates + row;
-      if (half_column() >= group.columns || channel >= v.layer.head_dim) return 0;
-      return w.columns[channel * kStride + column];
-    });
-    const std::int64_t at = std::int64_t{group.segment(v, s)} * v.plain_tiles + tile;
-    v.plain_query[at * kWarpLanes + lane()] = packed;
-  }
-}
-
 /// R_t mean . q as a function of t. Heads stored as fp16 are not centred.
 KVPLAN_DEVICE void store_centre(const AttentionView& v, const SegmentGroup& group,
                                 const Workspace& w, bool fp16) {
@@ -245,11 +232,8 @@ KVPLAN_DEVICE void store_centre(const AttentionView& v, const SegmentGroup& grou
   }
 }
 
-/// Block (group of segments, KV head).
-__global__ void __launch_bounds__(kThreads)
-    prepare_kernel(const AttentionView v, const int columns) {
-  let_next_kernel_start();
-  const SegmentGroup group(v, columns);
+/// The queries of a group of segments. By a block.
+KVPLAN_DEVICE void prepare_group(const AttentionView& v, const SegmentGroup& group) {
   const int d = v.layer.head_dim;
   const Workspace w(d);
   const quant::SideLayout& layout = v.layer.heads[group.head].k;
@@ -261,10 +245,20 @@ __global__ void __launch_bounds__(kThreads)
   if (encoder.fp16 == 0) transform_queries(v, group, w);
   sync_block();
   measure_columns(v, group, w, encoder.fp16 == 0 ? encoder.coded : 0);
-  store_plain(v, group, w);
   if (v.layer.k_mean != nullptr) store_centre(v, group, w, encoder.fp16 != 0);
   sync_block();
   store_tiles(v, group, w, encoder.outliers, layout.tiles);
+}
+
+/// Blocks (item, KV head): first the segments' fp16 tokens, which take longest, then the groups.
+__global__ void __launch_bounds__(kThreads, 2)
+    prepare_kernel(const AttentionView v, const int columns) {
+  let_next_kernel_start();
+  const int segments = v.batch.sequences * v.column_blocks;
+  if (block() < segments)
+    attend_plain<kWarps>(v, block() / v.column_blocks, block_y(), block() % v.column_blocks);
+  else
+    prepare_group(v, SegmentGroup(v, columns, block() - segments));
 }
 
 }  // namespace
@@ -272,12 +266,14 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t prepare(const AttentionView& view, cudaStream_t stream) {
   const int columns = columns_in_use(view);
   LaunchShape shape;
-  shape.blocks = segment_groups(view, columns);
+  shape.blocks = view.batch.sequences * view.column_blocks + segment_groups(view, columns);
   shape.blocks_y = view.layer.kv_heads;
   shape.threads = kThreads;
-  shape.shared_bytes = shared_bytes(view.layer.head_dim);
+  shape.shared_bytes =
+      std::max(shared_bytes(view.layer.head_dim), plain_shared_bytes(kWarps, view.plain_tiles));
   shape.stream = stream;
-  return launch(prepare_kernel, shape, view, columns);
+  const cudaError_t allowed = allow_shared(prepare_kernel, shape.shared_bytes);
+  return allowed != cudaSuccess ? allowed : launch(prepare_kernel, shape, view, columns);
 }
 
 }  // namespace kvplan::kernels

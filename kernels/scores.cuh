@@ -9,11 +9,9 @@
 
 namespace kvplan::kernels {
 
-inline constexpr int kRows = 4;           // blocks of 16 tokens in a page
-inline constexpr float kLowest = -1e30f;  // of a maximum: below every score
+inline constexpr int kRows = 4;  // blocks of 16 tokens in a page
 // A running maximum follows when it is outgrown by this much (log2 units).
 inline constexpr float kSlack = 6;
-inline constexpr float kLog2e = 1.4426950408889634f;
 
 // A warp serves Blocks = 1 or 2 times four columns of a segment: lane 4g+t has those of columns t +
 // 4e, e < Blocks, of tokens 16 i + 8 h + g of its pages.

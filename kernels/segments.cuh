@@ -18,15 +18,15 @@ inline int segment_groups(const AttentionView& v, int columns) {
   return (segments + per_group - 1) / per_group;
 }
 
-/// Block (group, KV head). Column c of segment s of the group is column s * columns + c of the
-/// product.
+/// Group `index` of KV head block_y(). Column c of segment s of the group is column s * columns + c
+/// of the product.
 struct SegmentGroup {
   int head, columns, first, count;  // first: of the head's segments
 
-  KVPLAN_DEVICE SegmentGroup(const AttentionView& v, int columns_of_segment)
+  KVPLAN_DEVICE SegmentGroup(const AttentionView& v, int columns_of_segment, int index)
       : head(block_y()), columns(columns_of_segment) {
     const int per_group = kProductColumns / columns;
-    first = block() * per_group;
+    first = index * per_group;
     const int left = v.batch.sequences * v.column_blocks - first;
     count = left < per_group ? left : per_group;
   }

@@ -17,6 +17,8 @@ inline constexpr int kMaxLevelTables = 16;  // distinct level tables of a layer
 inline constexpr int kMaxKvHeads = 128;
 inline constexpr int kDecodeWarps =
     12;  // of a block of `decode`, at most: 168 registers per thread
+inline constexpr float kLowest = -1e30f;  // of a maximum of scores: below every score
+inline constexpr float kLog2e = 1.4426950408889634f;
 // What fp16 leaves of a number is below 2^-11 of it: scaled by this it keeps its bits in fp16.
 inline constexpr float kLowScale = 2048;
 inline constexpr std::uint32_t kSharedBase = 1024;  // where the shared window of a block starts
@@ -185,11 +187,8 @@ struct AttentionView {
   // holds rows 2t, 2t+8, 2t+1, 2t+9 of column g / 2 (x) and g / 2 + 4 (y): of the integer q' * step
   // / unit = 256 high + low the high digit where g is even, the low one (-128..127) where it is
   // odd.
-  uint2* query = nullptr;        // [segments][query_tiles][32]
-  int query_tiles = 0;           // stride: the most K tiles of a head
-  uint2* plain_query = nullptr;  // [segments][plain_tiles][32]: untransformed q, plain_tiles =
-                                 // ceil(head_dim / 16), zero beyond
-  int plain_tiles = 0;
+  uint2* query = nullptr;  // [segments][query_tiles][32]
+  int query_tiles = 0;     // stride: the most K tiles of a head
   float2* bias = nullptr;  // [segments][8]: added to scores of packed pages before the norm: sum
                            // over kBytes coordinates of q' * step * byte_offset; unit of the digits
   float* constant =
@@ -197,6 +196,11 @@ struct AttentionView {
   float2* centre =
       nullptr;  // [segments][8 * phase_steps][8]: (a, b) of pair f and column c: R_t mu . q = sum_f
                 // a cos(inv_freq_f t) - b sin(inv_freq_f t), log2 units (centred)
+
+  // Attention over the fp16 tokens (sinks, open page), as the slots below but in plain channels:
+  float2* plain_state = nullptr;   // [segments][8]
+  float4* plain_output = nullptr;  // [segments][plain_tiles][32]
+  int plain_tiles = 0;             // ceil(head_dim / 16)
 
   // Written by `decode`: partial results of packed pages, one per slot. Slots 0 .. total_warps - 1:
   // what a block of `decode` merged, with that warp as the first; slots total_warps + segment: a
@@ -211,11 +215,9 @@ struct AttentionView {
       nullptr;  // [total_warps + segments][output_tiles][32]: accumulator fragments: lane 4g+t
                 // holds coordinates g, g + 8 of column t (x, y) and of column t + 4 (z, w); sum of
                 // 2^(score - m) * norm * level
-  int output_tiles = 0;            // the most V tiles of a head (outlier tiles too)
-  float2* plain_state = nullptr;   // [segments][8] of the fp16 tokens (sinks, open page)
-  float4* plain_output = nullptr;  // [segments][plain_tiles][32], plain channels
-  int decode_blocks = 0;           // grid of `decode`
-  int block_warps = 0;  // warps per block of it; total_warps = decode_blocks * block_warps
+  int output_tiles = 0;   // the most V tiles of a head (outlier tiles too)
+  int decode_blocks = 0;  // grid of `decode`
+  int block_warps = 0;    // warps per block of it; total_warps = decode_blocks * block_warps
 };
 
 /// What append() brings.

@@ -154,7 +154,6 @@ SharedBuffers shared_buffers(std::span<const LayerFormat> layers, int sink_token
   bytes.page_table = sequences * size(pages_per_sequence(geometry, sink_tokens)) * kIntBytes;
   bytes.batch = 4 * sequences * kIntBytes;
   bytes.query = segments * query_tiles * kWarpLanes * kUint2Bytes;
-  bytes.plain_query = segments * plain_tiles * kWarpLanes * kUint2Bytes;
   bytes.bias = segments * kQueryColumns * kFloat2Bytes;
   bytes.constant = centred ? segments * kQueryColumns * kFloatBytes : 0;
   bytes.centre = segments * kPhasePairs * steps * kQueryColumns * kFloat2Bytes;
@@ -182,7 +181,7 @@ CacheSize cache_size(const PlanBundle& bundle, const CacheGeometry& geometry,
   }
   const SharedBuffers b = shared_buffers(layers, sinks, geometry, grid);
   total.tables = charged(b.page_table, b.batch);
-  total.workspace = charged(b.query, b.plain_query, b.bias, b.constant, b.centre, b.slot_owner,
+  total.workspace = charged(b.query, b.bias, b.constant, b.centre, b.slot_owner,
                             b.slot_state, b.slot_output, b.plain_state, b.plain_output);
   return total;
 }

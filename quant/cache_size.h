@@ -90,7 +90,6 @@ struct SharedBuffers {
   std::size_t batch = 0;       // int32 [4][max_sequences]: slot, length before, length, first row
 
   std::size_t query = 0;         // uint2 [segments][most K tiles of a head][32]
-  std::size_t plain_query = 0;   // uint2 [segments][ceil(head_dim / 16)][32]
   std::size_t bias = 0;          // float2 [segments][8]
   std::size_t constant = 0;      // float [segments][8]
   std::size_t centre = 0;        // float2 [segments][kPhasePairs * phase_steps][8]

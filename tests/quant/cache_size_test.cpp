@@ -68,7 +68,6 @@ TEST(CacheSize, OfWhatLayersShareByHand) {
   EXPECT_EQ(b.page_table, 3u * 3 * 4);
   EXPECT_EQ(b.batch, 4u * 3 * 4);
   EXPECT_EQ(b.query, kSegments * 4 * 32 * 8);
-  EXPECT_EQ(b.plain_query, kSegments * 4 * 32 * 8);
   EXPECT_EQ(b.bias, kSegments * 8 * 8);
   EXPECT_EQ(b.constant, kSegments * 8 * 4);
   EXPECT_EQ(b.centre, kSegments * 32 * 8 * 8);
