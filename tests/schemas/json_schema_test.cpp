@@ -78,7 +78,7 @@ TEST(JsonSchema, NamesTheCodecsThatTheReaderKnows) {
     bundle.plan.*field = "?";
     try {
       plan_json(bundle);
-    } catch (const ArgumentError& error) {
+    } catch (const InternalError& error) {
       return std::string(error.what());
     }
     return std::string();
