@@ -1,9 +1,9 @@
 #pragma once
-// State of an unfinished profile on disk.
-//   checkpoint/state.json                        key of the run, windows done; written last, so it
-//   only names whole files checkpoint/sums-{done}.safetensors           nodes of the WindowTree:
-//   node.{i}.sums F64, node.{i}.absmax F32, index I64 checkpoint/coherent-{index}.safetensors cross
-//   and phase of one window, written once
+// State of an unfinished profile on disk, in `checkpoint`:
+// - state.json: key of the run, windows done; written last, so that it only names whole files
+// - sums-{done}.safetensors: nodes of the WindowTree, node.{i}.sums F64, node.{i}.absmax F32, index
+//   I64
+// - coherent-{index}.safetensors: cross and phase of one window, written once
 
 #include <filesystem>
 #include <map>

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <optional>
 
 #include "schemas/atomic_file.h"
 #include "schemas/error.h"
@@ -34,18 +33,6 @@ ordered_json read_json(const std::filesystem::path& path, std::size_t max_bytes)
   } catch (const ArgumentError& error) {
     throw InputError(path.string(), "", error.what());
   }
-}
-
-/// Layer of "model.layers.12.self_attn".
-std::optional<int> layer_of(std::string_view path) {
-  constexpr std::string_view kLayers = "layers.";
-  const auto at = path.rfind(kLayers);
-  if (at == std::string_view::npos) return std::nullopt;
-  const std::string_view rest = path.substr(at + kLayers.size());
-  int layer = 0;
-  const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), layer);
-  if (error != std::errc() || end == rest.data() || layer < 0) return std::nullopt;
-  return layer;
 }
 
 void read_weight_map(Checkpoint& checkpoint) {
@@ -79,7 +66,7 @@ void find_attention(Checkpoint& checkpoint, const CacheShape& shape) {
     for (const std::string_view projection : {".k_proj.weight", ".qkv_proj.weight"}) {
       if (!name.ends_with(projection)) continue;
       const std::string path = name.substr(0, name.size() - projection.size());
-      const auto layer = layer_of(path);
+      const auto layer = layer_of(name);
       if (!layer) continue;
       if (*layer >= shape.num_layers())
         throw InputError(checkpoint.folder.string(), name,
@@ -101,6 +88,18 @@ const ordered_json kFp8Scheme = {{"num_bits", 8},
                                  {"strategy", "tensor"}};
 
 }  // namespace
+
+std::optional<int> layer_of(std::string_view name) {
+  constexpr std::string_view kLayers = "layers.";
+  const auto at = name.rfind(kLayers);
+  if (at == std::string_view::npos) return std::nullopt;
+  const std::string_view rest = name.substr(at + kLayers.size());
+  int layer = 0;
+  const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), layer);
+  if (error != std::errc() || end == rest.data() + rest.size() || *end != '.' || layer < 0)
+    return std::nullopt;
+  return layer;
+}
 
 Checkpoint read_checkpoint(const std::filesystem::path& folder, const CacheShape& shape) {
   Checkpoint checkpoint{.folder = folder,

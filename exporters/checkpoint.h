@@ -5,7 +5,9 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "exporters/export.h"
@@ -13,6 +15,9 @@
 namespace kvplan::exporters {
 
 inline constexpr float kFp8Max = 448;  // largest finite number of e4m3
+
+/// 12 of "model.layers.12.self_attn.k_proj.weight", by the last "layers.N." in the name.
+std::optional<int> layer_of(std::string_view name);
 
 struct Checkpoint {
   std::filesystem::path folder;

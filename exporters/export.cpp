@@ -44,9 +44,7 @@ Export export_plan(std::string_view target, const PlanBundle& bundle,
                    const ExportOptions& options) {
   const auto writer = std::ranges::find(kWriters, target, &Target::name);
   if (writer == std::end(kWriters))
-    throw ArgumentError("unknown target '" + std::string(target) +
-                        "': expected vllm, sglang, kv-scales, modelopt, llamacpp, kvtuner, hf or "
-                        "lmdeploy");
+    throw ArgumentError("unknown target '" + std::string(target) + "': expected " + target_names());
   check_options(target, options);
   const Stack stack = make_stack(target, shape_of(bundle.plan), bundle.plan.model.architecture,
                                  options.stack, options.file);

@@ -1,11 +1,10 @@
 // ModelOpt's maps of cache formats, in hf_quant_config.json or in config.json.
 
 #include <algorithm>
-#include <charconv>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <optional>
 
+#include "exporters/checkpoint.h"
 #include "exporters/import_plan.h"
 #include "exporters/stack_tables.h"
 #include "schemas/error.h"
@@ -46,19 +45,6 @@ const Algorithm& algorithm(const std::string& name, bool in_map, const std::stri
     known += (known.empty() ? "" : ", ") + std::string(a.name);
   }
   throw InputError(file, pointer, "expected " + known + ", found \"" + name.substr(0, 40) + "\"");
-}
-
-/// i of the last "layers.<i>." in a module path.
-std::optional<int> layer_of(std::string_view path) {
-  constexpr std::string_view kLayers = "layers.";
-  const auto at = path.rfind(kLayers);
-  if (at == std::string_view::npos) return std::nullopt;
-  const std::string_view rest = path.substr(at + kLayers.size());
-  int layer = 0;
-  const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), layer);
-  if (error != std::errc() || end == rest.data() + rest.size() || *end != '.' || layer < 0)
-    return std::nullopt;
-  return layer;
 }
 
 class Section {

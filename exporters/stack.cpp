@@ -285,6 +285,16 @@ std::int64_t Stack::bytes(const LayerShape& layer, const LayerFormat& chosen) co
   return slot * layer.kv_heads;
 }
 
+std::string target_names() {
+  std::string names;
+  for (const std::string_view& name : kTargets)
+    names.append(&name == kTargets                 ? ""
+                 : &name + 1 == std::end(kTargets) ? " or "
+                                                   : ", ")
+        .append(name);
+  return names;
+}
+
 Stack make_stack(std::string_view target, const CacheShape& shape, std::string_view architecture,
                  const StackOptions& options, const std::string& file) {
   const Refusal refuse{file};
@@ -322,9 +332,7 @@ Stack make_stack(std::string_view target, const CacheShape& shape, std::string_v
     stack.version = kLmDeployVersion;
     add_lmdeploy(stack, shape, options);
   } else {
-    throw ArgumentError("unknown target '" + std::string(target) +
-                        "': expected vllm, sglang, kv-scales, modelopt, llamacpp, kvtuner, hf or "
-                        "lmdeploy");
+    throw ArgumentError("unknown target '" + std::string(target) + "': expected " + target_names());
   }
   return stack;
 }
@@ -333,9 +341,8 @@ StackName parse_stack(std::string_view text) {
   const auto colon = text.find(':');
   StackName out{.target = std::string(text.substr(0, colon)), .options = {}};
   if (std::ranges::find(kTargets, out.target) == std::end(kTargets))
-    throw ArgumentError("unknown stack '" + std::string(text) +
-                        "': expected vllm, sglang, kv-scales, modelopt, llamacpp, kvtuner, hf or "
-                        "lmdeploy, perhaps with :DTYPE (vllm), :DIALECT (llamacpp), :BACKEND "
+    throw ArgumentError("unknown stack '" + std::string(text) + "': expected " + target_names() +
+                        ", perhaps with :DTYPE (vllm), :DIALECT (llamacpp), :BACKEND "
                         "(kvtuner) or :fp8 (lmdeploy)");
   if (colon == std::string_view::npos) return out;
   const std::string detail(text.substr(colon + 1));

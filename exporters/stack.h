@@ -73,7 +73,7 @@ struct StackOptions {
 };
 
 struct Stack {
-  std::string name = {};     // vllm, sglang, kv-scales, modelopt, llamacpp, kvtuner, hf, lmdeploy
+  std::string name = {};     // one of kTargets
   std::string dialect = {};  // of llamacpp; empty elsewhere
   std::string version = {};  // the one that the tables hold for
   std::vector<Format> formats = {};
@@ -91,6 +91,9 @@ struct Stack {
 
 inline constexpr std::string_view kTargets[] = {"vllm",     "sglang",  "kv-scales", "modelopt",
                                                 "llamacpp", "kvtuner", "hf",        "lmdeploy"};
+
+/// "vllm, sglang, ... or lmdeploy", for messages.
+std::string target_names();
 
 /// The stack `target` for a cache of this shape. Throws InputError{file, field} for a shape that it
 /// cannot hold (head_dim, mla, hybrids), ArgumentError for a name or option that does not exist.

@@ -281,24 +281,24 @@ std::span<const GgufFixed> common_gguf_fixed() {
 }
 
 bool is_harmless_hf_field(std::string_view field) {
-  static constexpr std::array<std::string_view, 55> kHarmless = {
-      // names, versions, what the file was made with
-      "_name_or_path", "architectures", "auto_map", "dtype", "model_type", "torch_dtype",
-      "transformers_version", "transformers.js_config", "finetuning_task", "task_specific_params",
-      "is_llama_config", "unsloth_fixed", "unsloth_version", "name_or_path",
-      // tokens and generation
-      "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id",
-      "decoder_start_token_id", "tokenizer_class", "vocab_size", "prefix", "use_cache",
-      "cache_implementation", "n_ctx", "id2label", "label2id", "num_labels", "problem_type",
-      // training: initial values, dropout (none when a model is run), parallelism
-      "initializer_range", "initializer_factor", "attention_dropout", "attn_pdrop", "embd_pdrop",
-      "resid_pdrop", "hidden_dropout", "hidden_dropout_prob", "classifier_dropout",
-      "embedding_dropout", "router_aux_loss_coef", "pretraining_tp", "base_model_tp_plan",
-      "gradient_checkpointing", "summary_activation", "summary_first_dropout",
-      "summary_proj_to_labels", "summary_type", "summary_use_proj",
-      // how it is computed, not what
-      "_attn_implementation", "attn_implementation", "chunk_size_feed_forward", "return_dict",
-      "is_decoder", "reorder_and_upcast_attn"};
+  static constexpr auto kHarmless = std::to_array<std::string_view>(
+      {// names, versions, what the file was made with
+       "_name_or_path", "architectures", "auto_map", "dtype", "model_type", "torch_dtype",
+       "transformers_version", "transformers.js_config", "finetuning_task", "task_specific_params",
+       "is_llama_config", "unsloth_fixed", "unsloth_version", "name_or_path",
+       // tokens and generation
+       "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id",
+       "decoder_start_token_id", "tokenizer_class", "vocab_size", "prefix", "use_cache",
+       "cache_implementation", "n_ctx", "id2label", "label2id", "num_labels", "problem_type",
+       // training: initial values, dropout (none when a model is run), parallelism
+       "initializer_range", "initializer_factor", "attention_dropout", "attn_pdrop", "embd_pdrop",
+       "resid_pdrop", "hidden_dropout", "hidden_dropout_prob", "classifier_dropout",
+       "embedding_dropout", "router_aux_loss_coef", "pretraining_tp", "base_model_tp_plan",
+       "gradient_checkpointing", "summary_activation", "summary_first_dropout",
+       "summary_proj_to_labels", "summary_type", "summary_use_proj",
+       // how it is computed, not what
+       "_attn_implementation", "attn_implementation", "chunk_size_feed_forward", "return_dict",
+       "is_decoder", "reorder_and_upcast_attn"});
   return contains(kHarmless, field);
 }
 

@@ -36,27 +36,27 @@ struct FixedCodec {
   bool stack = false;  // of a serving stack alone
   bool ggml = false;   // takes a Hadamard transform
 };
-constexpr std::array<FixedCodec, 21> kFixed = {{{"fp16", kFp16Width, kFp16Width},
-                                                {"q8_0", 8, 8, false, true},
-                                                {"q6_0", 6, 6, true, true},
-                                                {"q4_0", 4, 4, false, true},
-                                                {"q4_1", 4, 4, false, true},
-                                                {"q5_0", 5, 5, false, true},
-                                                {"q5_1", 5, 5, false, true},
-                                                {"iq4_nl", 4, 4, false, true},
-                                                {"nvfp4", 4, 4},
-                                                {"mxfp4", 4, 4},
-                                                {"fp8_e4m3", 8, 8},
-                                                {"fp8_e5m2", 8, 8},
-                                                {"int8_per_token_head", 8, 8, true},
-                                                {"int4_per_token_head", 4, 4, true},
-                                                {"turboquant_k8v4", 8, 4, true},
-                                                {"turboquant_4bit_nc", 4, 4, true},
-                                                {"turboquant_k3v4_nc", 3, 4, true},
-                                                {"turboquant_3bit_nc", 3, 3, true},
-                                                {"lmdeploy_int8", 8, 8, true},
-                                                {"lmdeploy_int4", 4, 4, true},
-                                                {"lmdeploy_turbo", 3, 2, true}}};
+constexpr auto kFixed = std::to_array<FixedCodec>({{"fp16", kFp16Width, kFp16Width},
+                                                   {"q8_0", 8, 8, false, true},
+                                                   {"q6_0", 6, 6, true, true},
+                                                   {"q4_0", 4, 4, false, true},
+                                                   {"q4_1", 4, 4, false, true},
+                                                   {"q5_0", 5, 5, false, true},
+                                                   {"q5_1", 5, 5, false, true},
+                                                   {"iq4_nl", 4, 4, false, true},
+                                                   {"nvfp4", 4, 4},
+                                                   {"mxfp4", 4, 4},
+                                                   {"fp8_e4m3", 8, 8},
+                                                   {"fp8_e5m2", 8, 8},
+                                                   {"int8_per_token_head", 8, 8, true},
+                                                   {"int4_per_token_head", 4, 4, true},
+                                                   {"turboquant_k8v4", 8, 4, true},
+                                                   {"turboquant_4bit_nc", 4, 4, true},
+                                                   {"turboquant_k3v4_nc", 3, 4, true},
+                                                   {"turboquant_3bit_nc", 3, 3, true},
+                                                   {"lmdeploy_int8", 8, 8, true},
+                                                   {"lmdeploy_int4", 4, 4, true},
+                                                   {"lmdeploy_turbo", 3, 2, true}});
 
 std::optional<int> parse_integer(std::string_view text, int lowest, int highest) {
   int value = 0;

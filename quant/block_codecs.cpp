@@ -89,18 +89,27 @@ struct Nibbles<5> {
   static Codes load(const std::byte* from) { return load_five_bits(from); }
 };
 
-/// q4_0, q5_0: the value of largest magnitude, with its sign, becomes code 0 = level -2^(Bits-1).
+/// Codes 0 .. 2 zero - 1 with levels (code - zero) * scale, where the value of largest magnitude,
+/// with its sign, becomes code 0; `scale` is set.
+Codes signed_codes(const float* x, int zero, float& scale) {
+  scale = largest_value(x) / static_cast<float>(-zero);
+  const float inverse = inverse_or_zero(scale), shift = static_cast<float>(zero) + 0.5f;
+  Codes codes{};
+  for (std::size_t i = 0; i < kBlock; ++i)
+    codes[i] =
+        static_cast<std::uint8_t>(std::min(2 * zero - 1, static_cast<int>(x[i] * inverse + shift)));
+  return codes;
+}
+
+/// q4_0, q5_0.
 template <int Bits>
 struct Symmetric {
   static constexpr std::size_t kBytes = 2 + Nibbles<Bits>::kBytes;
-  static constexpr int kZero = 1 << (Bits - 1), kTop = (1 << Bits) - 1;
+  static constexpr int kZero = 1 << (Bits - 1);
   static void encode(const float* x, std::byte* to) {
-    const float scale = largest_value(x) / -kZero, inverse = inverse_or_zero(scale);
+    float scale = 0;
+    const Codes codes = signed_codes(x, kZero, scale);
     store_half(to, scale);
-    Codes codes{};
-    for (std::size_t i = 0; i < kBlock; ++i)
-      codes[i] = static_cast<std::uint8_t>(
-          std::min(kTop, static_cast<int>(x[i] * inverse + (kZero + 0.5f))));
     Nibbles<Bits>::store(codes, to + 2);
   }
   static void decode(const std::byte* from, float* x) {
@@ -176,14 +185,11 @@ struct Iq4Nl {
 /// 16 in nibble j / 8 of byte j % 8. Source: ggml/src/ggml-quants.c there, quantize_row_q6_0_ref.
 struct Q6_0 {
   static constexpr std::size_t kBytes = 2 + 8 + kHalfBlock;
-  static constexpr int kZero = 32, kTop = 63;
+  static constexpr int kZero = 32;
   static void encode(const float* x, std::byte* to) {
-    const float scale = largest_value(x) / -kZero, inverse = inverse_or_zero(scale);
+    float scale = 0;
+    const Codes codes = signed_codes(x, kZero, scale);
     store_half(to, scale);
-    Codes codes{};
-    for (std::size_t i = 0; i < kBlock; ++i)
-      codes[i] = static_cast<std::uint8_t>(
-          std::min(kTop, static_cast<int>(x[i] * inverse + (kZero + 0.5f))));
     std::fill_n(to + 2, 8, std::byte{0});
     for (std::size_t j = 0; j < kHalfBlock; ++j) {
       const int high = codes[j] >> 4 | codes[j + kHalfBlock] >> 4 << 2;

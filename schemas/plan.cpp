@@ -36,9 +36,9 @@ constexpr double kShareTolerance = 1e-6;
 
 constexpr std::array<std::string_view, 5> kBudgetKinds = {"bits", "bytes_per_token", "gib",
                                                           "max_kl", "none"};
-constexpr std::array<std::string_view, 15> kCodecs = {
-    "calibrated", "rotated", "kivi",     "int",      "q8_0",  "q4_0",  "q4_1", "q5_0",
-    "q5_1",       "iq4_nl",  "fp8_e4m3", "fp8_e5m2", "nvfp4", "mxfp4", "fp16"};
+constexpr auto kCodecs = std::to_array<std::string_view>(
+    {"calibrated", "rotated", "kivi", "int", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl",
+     "fp8_e4m3", "fp8_e5m2", "nvfp4", "mxfp4", "fp16"});
 constexpr std::array<std::string_view, 4> kCodes = {"scalar", "tcq", "polar", "polar_edge"};
 constexpr std::array<std::string_view, 4> kCodebooks = {"lloyd_max", "lloyd_max_beta",
                                                         "lloyd_max_byte", "uniform"};

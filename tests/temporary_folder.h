@@ -1,10 +1,12 @@
 #pragma once
-// A folder for the files of one test, removed with them.
+// A folder for the files of one test, removed with them, and what a file holds.
 
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <string>
 
 namespace kvplan {
@@ -28,5 +30,10 @@ class TemporaryFolder {
  private:
   std::filesystem::path path_;
 };
+
+inline std::string file_bytes(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
 
 }  // namespace kvplan

@@ -5,13 +5,13 @@
 #include <unistd.h>
 
 #include <cmath>
-#include <fstream>
 #include <limits>
 
 #include "calib/window_statistics.h"
 #include "schemas/atomic_file.h"
 #include "schemas/error.h"
 #include "tests/calib/tiny_profile.h"
+#include "tests/temporary_folder.h"
 
 namespace kvplan::calib {
 namespace {
@@ -32,29 +32,17 @@ ProfileOptions tiny_options() {
 
 const std::vector<ProfileSource> kSources = {{"text.txt", std::string(64, 'b'), 1000, 0, 1, 1}};
 
-/// A folder of its own, removed at the end.
 class ProfilerTest : public testing::Test {
  protected:
-  void SetUp() override {
-    root_ = fs::temp_directory_path() / ("kvplan-profiler-" + std::to_string(getpid()));
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-  }
-  void TearDown() override { fs::remove_all(root_); }
-
   Profile run(const std::string& name, const models::ModelReader& model,
               const std::vector<tokenizers::TextWindow>& windows, const ProfileOptions& options,
               const RunControl& control = {}) const {
     return run_profile(model, windows, kSources, options, root_ / name, control);
   }
 
-  fs::path root_;
+  const TemporaryFolder folder_;
+  const fs::path root_ = folder_.path();
 };
-
-std::string file_bytes(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
 
 /// Stops the run once `windows` are done.
 RunControl stop_after(std::int64_t windows, std::int64_t& done) {

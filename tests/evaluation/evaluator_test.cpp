@@ -25,11 +25,13 @@
 #include "quant/baselines.h"
 #include "quant/random.h"
 #include "schemas/error.h"
+#include "tests/forward/normal_tensor.h"
 #include "tests/models/tiny_model.h"
 
 namespace kvplan::evaluation {
 namespace {
 
+using forward::normal;
 using testing::AllOf;
 using testing::HasSubstr;
 using testing::ThrowsMessage;
@@ -95,13 +97,6 @@ TEST(EvaluationStatistics, BootstrapDependsOnTheSeedAlone) {
 }
 
 // ---- attention of mode decode ----
-
-at::Tensor normal(std::vector<std::int64_t> shape, std::uint32_t stream) {
-  quant::RandomStream draws(9, quant::StreamPurpose::kTest, stream);
-  Array<float> values(std::move(shape));
-  for (float& x : values.data) x = static_cast<float>(draws.next_normal());
-  return at::from_blob(values.data.data(), values.shape, at::kFloat).clone();
-}
 
 struct PageCase {
   int tokens, sinks, page_tokens, window = 0;

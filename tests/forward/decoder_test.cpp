@@ -19,9 +19,9 @@
 #include <vector>
 
 #include "forward/causal_attention.h"
-#include "quant/random.h"
 #include "schemas/error.h"
 #include "schemas/safetensors.h"
+#include "tests/forward/normal_tensor.h"
 #include "tests/models/fixtures.h"
 #include "tests/models/tiny_model.h"
 
@@ -30,13 +30,6 @@ namespace {
 
 using testing::HasSubstr;
 using testing::ThrowsMessage;
-
-at::Tensor normal(std::vector<std::int64_t> shape, std::uint32_t stream) {
-  quant::RandomStream draws(5, quant::StreamPurpose::kTest, stream);
-  Array<float> values(std::move(shape));
-  for (float& x : values.data) x = static_cast<float>(draws.next_normal());
-  return at::from_blob(values.data.data(), values.shape, at::kFloat).clone();
-}
 
 at::Tensor some_ids(std::int64_t tokens, std::int64_t vocab) {
   return (at::arange(tokens, at::kLong) * 7 + 3).remainder(vocab).unsqueeze(0);

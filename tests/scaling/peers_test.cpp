@@ -11,7 +11,6 @@
 
 #include <atomic>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <limits>
 #include <thread>
@@ -21,6 +20,7 @@
 #include "quant/baselines.h"
 #include "schemas/error.h"
 #include "tests/calib/tiny_profile.h"
+#include "tests/temporary_folder.h"
 
 namespace kvplan {
 namespace {
@@ -43,20 +43,8 @@ int free_port() {
   return ntohs(address.sin_port);
 }
 
-std::string file_bytes(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
 class PeersTest : public testing::TestWithParam<int> {
  protected:
-  void SetUp() override {
-    root_ = fs::temp_directory_path() / ("kvplan-peers-" + std::to_string(getpid()));
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-  }
-  void TearDown() override { fs::remove_all(root_); }
-
   /// Runs `work` for every rank; returns what() of the errors, empty where there was none.
   static std::vector<std::string> together(int size,
                                            const std::function<void(forward::Peers&)>& work) {
@@ -103,7 +91,8 @@ class PeersTest : public testing::TestWithParam<int> {
     calib::run_profile(other ? *other : model_, windows_, sources_, with, root_ / name, control);
   }
 
-  fs::path root_;
+  const TemporaryFolder folder_;
+  const fs::path root_ = folder_.path();
   const models::TinyModel model_{calib::small_config(2)};
   const std::vector<tokenizers::TextWindow> windows_ = calib::random_windows(21);
   const std::vector<ProfileSource> sources_ = {{"text.txt", std::string(64, 'b'), 1000, 0, 1, 1}};

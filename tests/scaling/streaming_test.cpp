@@ -9,7 +9,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <fstream>
@@ -25,34 +24,20 @@
 #include "quant/baselines.h"
 #include "schemas/error.h"
 #include "tests/calib/tiny_profile.h"
+#include "tests/forward/normal_tensor.h"
+#include "tests/temporary_folder.h"
 
 namespace kvplan {
 namespace {
 
 namespace fs = std::filesystem;
+using forward::normal;
 using testing::HasSubstr;
-
-std::string file_bytes(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-at::Tensor normal(std::vector<std::int64_t> shape, std::uint32_t stream) {
-  quant::RandomStream draws(3, quant::StreamPurpose::kTest, stream);
-  Array<float> values(std::move(shape));
-  for (float& x : values.data) x = static_cast<float>(draws.next_normal());
-  return at::from_blob(values.data.data(), values.shape, at::kFloat).clone();
-}
 
 class FolderTest : public testing::Test {
  protected:
-  void SetUp() override {
-    root_ = fs::temp_directory_path() / ("kvplan-streaming-" + std::to_string(getpid()));
-    fs::remove_all(root_);
-    fs::create_directories(root_);
-  }
-  void TearDown() override { fs::remove_all(root_); }
-  fs::path root_;
+  const TemporaryFolder folder_;
+  const fs::path root_ = folder_.path();
 };
 
 // ---- parts ----

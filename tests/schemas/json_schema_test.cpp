@@ -1,5 +1,6 @@
 // The JSON Schemas agree with what is written and refuse what the readers refuse.
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -68,6 +69,27 @@ TEST_P(JsonSchema, RefusesMissingUnknownAndWrongFields) {
 
 INSTANTIATE_TEST_SUITE_P(Formats, JsonSchema, testing::Values("profile", "plan", "validation"),
                          [](const auto& info) { return info.param; });
+
+TEST(JsonSchema, NamesTheCodecsThatTheReaderKnows) {
+  const json properties = json::parse(test::read_bytes(std::filesystem::path(KVPLAN_SCHEMA_FOLDER) /
+                                                       "plan.schema.json"))["properties"];
+  const auto message = [](std::string Plan::* field) {
+    PlanBundle bundle = test::example_plan();
+    bundle.plan.*field = "?";
+    try {
+      plan_json(bundle);
+    } catch (const InternalError& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  for (const auto& [name, field] : {std::pair{"codec", &Plan::codec}, {"code", &Plan::code}}) {
+    std::string names;
+    for (const json& value : properties[name]["enum"])
+      names += (names.empty() ? "" : ", ") + value.dump();
+    EXPECT_THAT(message(field), testing::HasSubstr("expected one of " + names + ", found \"?\""));
+  }
+}
 
 struct BrokenDocument {
   const char* name;
