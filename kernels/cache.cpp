@@ -168,12 +168,13 @@ void Cache::place_workspace(const CachePlan& plan, const quant::SharedBuffers& b
   view.bias = take<float2>(workspace_, parts, buffers.bias);
   view.constant = take<float>(workspace_, parts, buffers.constant);
   view.centre = take<float2>(workspace_, parts, buffers.centre);
+  view.segment_warps = take<int2>(workspace_, parts, buffers.segment_warps);
   view.slot_owner = take<std::int32_t>(workspace_, parts, buffers.slot_owner);
   view.slot_state = take<float2>(workspace_, parts, buffers.slot_state);
   view.slot_output = take<float4>(workspace_, parts, buffers.slot_output);
   view.plain_state = take<float2>(workspace_, parts, buffers.plain_state);
   view.plain_output = take<float4>(workspace_, parts, buffers.plain_output);
-  view.plain_tiles = ceiling(head_dim(), quant::kTileCoordinates);
+  view.plain_tiles = plain_tiles(head_dim());
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     view.layer = layers_[l];
     view.query_tiles = view.output_tiles = 0;

@@ -166,6 +166,11 @@ KVPLAN_DEVICE void attend_stretch(const AttentionView& v) {
       if (pages > 0) start_pages(v, work, feed, first_page, pages);
       wait_for_previous_kernel();
       const bool ends = last == units;
+      if (lane() == 0) {
+        int2& warps = v.segment_warps[work.segment];
+        if (first == 0) warps.x = static_cast<int>(index);
+        if (ends) warps.y = static_cast<int>(index);
+      }
       const bool more =
           ends && segment_start < end && work.segment + 1 < v.batch.sequences * per_sequence;
       const std::int64_t own = std::int64_t{v.decode_blocks} * v.block_warps + work.segment;

@@ -1,6 +1,6 @@
 #pragma once
 // Which warp of the decode grid works on what. A sequence offers each of its segments (KV head,
-// column block) units: unit 0 is the fp16 tokens, each other one up to LayerView::unit_pages
+// column block) units: unit 0 is a segment's beginning, each other one up to LayerView::unit_pages
 // visible packed pages. All units are laid end to end, sequence after sequence, segment after
 // segment, each as long as the work on it takes, and the line is cut into equal pieces: warp w owns
 // the units that start in piece w.
@@ -46,13 +46,6 @@ struct Partition {
   std::uint64_t warps = 1;
 
   KVPLAN_DEVICE std::uint64_t begin(std::uint64_t warp) const { return length * warp / warps; }
-  /// The warp whose piece holds `position` < length.
-  KVPLAN_DEVICE int owner(std::uint64_t position) const {
-    auto w = (position * warps) / length;  // begin(w) <= position, off by rounding at most
-    while (w + 1 < warps && begin(w + 1) <= position) ++w;
-    while (w > 0 && begin(w) > position) --w;
-    return static_cast<int>(w);
-  }
 };
 
 /// Units of all sequences before `sequence` (all of them: sequence = batch.sequences).
@@ -93,30 +86,6 @@ KVPLAN_DEVICE SequenceStart first_sequence(const AttentionView& v, std::uint64_t
     }
   }
   return start;
-}
-
-/// Where the units of segment (sequence, segment_in_sequence) start on the line; `before` =
-/// units_before(sequence).
-KVPLAN_DEVICE std::uint64_t segment_begin(const AttentionView& v, std::uint64_t before, int units,
-                                          int segment_in_sequence) {
-  std::uint64_t costs = 0;
-  for (int s = 0; s < segment_in_sequence; ++s) costs += unit_cost(v, s / v.column_blocks);
-  return before * sequence_cost(v) + costs * static_cast<std::uint64_t>(units);
-}
-
-/// First and last warp that own units of a segment. For `finish`; called by a whole warp.
-struct WarpRange {
-  int first = 0, last = 0;
-};
-KVPLAN_DEVICE WarpRange segment_warps(const AttentionView& v, const Partition& partition,
-                                      int segment) {
-  const int per_sequence = v.layer.kv_heads * v.column_blocks;
-  const int sequence = segment / per_sequence, inside = segment % per_sequence;
-  const int units = sequence_units(v, sequence).units();
-  const std::uint64_t begin = segment_begin(v, units_before(v, sequence), units, inside);
-  const std::uint64_t cost = unit_cost(v, inside / v.column_blocks);
-  return {partition.owner(begin),
-          partition.owner(begin + cost * static_cast<std::uint64_t>(units - 1))};
 }
 
 }  // namespace kvplan::kernels

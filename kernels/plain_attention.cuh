@@ -9,7 +9,7 @@
 namespace kvplan::kernels {
 
 inline constexpr int kChunk = 16;       // tokens
-inline constexpr int kLoadedTiles = 8;  // tiles of 16 channels on the way together
+inline constexpr int kLoadedSpans = 4;  // on the way together
 
 /// Columns t, t + 4 of the segment (e = 0, 1) in a lane 4g+t; scores in units of log2.
 struct PlainState {
@@ -44,66 +44,63 @@ constexpr std::size_t plain_shared_bytes(int warps, int tiles) {
           kColumns * sizeof(float2));
 }
 
-/// Two channels of a row, 0 where there is none.
-KVPLAN_DEVICE std::uint32_t row_pair(const std::uint16_t* x, int row, int rows, int channel,
-                                     int head_dim) {
-  return row < rows && channel < head_dim
-             ? *reinterpret_cast<const std::uint32_t*>(x + row * head_dim + channel)
-             : 0;
+/// Channels 8 t .. 8 t + 7 of a span of a row; zeros where there are none.
+KVPLAN_DEVICE uint4 row_part(const std::uint16_t* row, bool used, int span, int head_dim) {
+  const int channel = kSpan * span + 8 * (lane() & 3);
+  return used && channel < head_dim ? *reinterpret_cast<const uint4*>(row + channel)
+                                    : uint4{0, 0, 0, 0};
+}
+/// Pairs 2 u and 2 u + 1 of a part.
+KVPLAN_DEVICE uint2 pairs(const uint4& x, int u) {
+  return u == 0 ? uint2{x.x, x.y} : uint2{x.z, x.w};
 }
 
 /// Adds 16 tokens to the warp's state and outputs.
 KVPLAN_DEVICE void attend_chunk(const AttentionView& v, const PlainQuery& query,
                                 const PlainRows& rows, PlainState& state, float4* output,
                                 bool first) {
-  const int g = lane() >> 2, t = lane() & 3, d = v.layer.head_dim;
-  const float scale = v.scale * kLog2e;
+  const int g = lane() >> 2, d = v.layer.head_dim, spans = v.plain_tiles / 2;
+  const bool used[2] = {g < rows.count, g + 8 < rows.count};
   float sums[4] = {};
-  std::uint32_t values[kLoadedTiles][4];
-  const auto load_values = [&](int tile) {
+  uint4 values[kLoadedSpans][2];
+  const auto load_rows = [&](uint4(&to)[kLoadedSpans][2], const std::uint16_t* x, int span) {
 #pragma unroll
-    for (int u = 0; u < kLoadedTiles; ++u)
+    for (int c = 0; c < kLoadedSpans; ++c)
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        values[u][k] = row_pair(rows.v, g + 8 * (k >> 1), rows.count,
-                                16 * (tile + u) + 2 * t + 8 * (k & 1), d);
+      for (int h = 0; h < 2; ++h) to[c][h] = row_part(x + (g + 8 * h) * d, used[h], span + c, d);
   };
 #pragma unroll 1
-  for (int tile = 0; tile < v.plain_tiles; tile += kLoadedTiles) {
-    std::uint32_t keys[kLoadedTiles][4], q[kLoadedTiles][2];
+  for (int span = 0; span < spans; span += kLoadedSpans) {
+    uint4 keys[kLoadedSpans][2], q[kLoadedSpans];
+    load_rows(keys, rows.k, span);
 #pragma unroll
-    for (int u = 0; u < kLoadedTiles; ++u) {
+    for (int c = 0; c < kLoadedSpans; ++c)
+      q[c] = row_part(query.row, query.row != nullptr, span + c, d);
+    if (span == 0) load_rows(values, rows.v, 0);
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        keys[u][k] = row_pair(rows.k, g + 8 * (k & 1), rows.count,
-                              16 * (tile + u) + 2 * t + 8 * (k >> 1), d);
+    for (int c = 0; c < kLoadedSpans; ++c)
 #pragma unroll
-      for (int k = 0; k < 2; ++k)
-        q[u][k] = row_pair(query.row, 0, query.row != nullptr ? 1 : 0,
-                           16 * (tile + u) + 2 * t + 8 * k, d);
-    }
-    if (tile == 0) load_values(0);
-#pragma unroll
-    for (int u = 0; u < kLoadedTiles; ++u) {
-#pragma unroll
-      for (int k = 0; k < 2; ++k)
-        q[u][k] = pack_halves(scale * low_half(q[u][k]), scale * high_half(q[u][k]));
-      mma(sums, keys[u], q[u][0], q[u][1]);
-    }
+      for (int u = 0; u < 2; ++u) {
+        const uint2 low = pairs(keys[c][0], u), high = pairs(keys[c][1], u), b = pairs(q[c], u);
+        const std::uint32_t a[4] = {low.x, high.x, low.y, high.y};
+        mma(sums, a, b.x, b.y);
+      }
   }
   // sums[2 h + e]: token g + 8 h, column t + 4 e.
+  const float scale = v.scale * kLog2e;
   float top[2], factor[2];
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float& s = sums[2 * h + e];
-      const int row = g + 8 * h, position = rows.first + row;
+      s *= scale;
+      const int position = rows.first + g + 8 * h;
       if (v.soft_cap > 0) {
         const float cap = v.soft_cap * kLog2e;
         s = cap - 2 * cap / (exp2_fast(s * (2 * kLog2e / cap)) + 1);
       }
-      if (row >= rows.count || position > query.last[e] ||
+      if (!used[h] || position > query.last[e] ||
           (v.window > 0 && position <= query.last[e] - v.window))
         s = -INFINITY;
     }
@@ -124,20 +121,24 @@ KVPLAN_DEVICE void attend_chunk(const AttentionView& v, const PlainQuery& query,
   const std::uint32_t p[2] = {transpose8x8(pack_halves(sums[0], sums[1])),
                               transpose8x8(pack_halves(sums[2], sums[3]))};
 #pragma unroll 1
-  for (int tile = 0; tile < v.plain_tiles; tile += kLoadedTiles) {
-    if (tile > 0) load_values(tile);
+  for (int span = 0; span < spans; span += kLoadedSpans) {
+    if (span > 0) load_rows(values, rows.v, span);
 #pragma unroll
-    for (int u = 0; u < kLoadedTiles; ++u) {
-      if (tile + u >= v.plain_tiles) break;
-      float sum[4] = {};
-      std::uint32_t a[4];  // channels x tokens
+    for (int c = 0; c < kLoadedSpans; ++c) {
+      if (span + c >= spans) break;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) a[k] = transpose8x8(values[u][k]);
-      mma(sum, a, p[0], p[1]);
-      float4& o = output[(tile + u) * quant::kWarpLanes + lane()];
-      const float4 before = first ? float4{0, 0, 0, 0} : o;
-      o = {fused(before.x, factor[0], sum[0]), fused(before.y, factor[0], sum[2]),
-           fused(before.z, factor[1], sum[1]), fused(before.w, factor[1], sum[3])};
+      for (int u = 0; u < 2; ++u) {
+        const uint2 low = pairs(values[c][0], u), high = pairs(values[c][1], u);
+        // Channels x tokens: plain_channel.
+        const std::uint32_t a[4] = {transpose8x8(low.x), transpose8x8(low.y), transpose8x8(high.x),
+                                    transpose8x8(high.y)};
+        float sum[4] = {};
+        mma(sum, a, p[0], p[1]);
+        float4& o = output[(2 * (span + c) + u) * quant::kWarpLanes + lane()];
+        const float4 before = first ? float4{0, 0, 0, 0} : o;
+        o = {fused(before.x, factor[0], sum[0]), fused(before.y, factor[0], sum[2]),
+             fused(before.z, factor[1], sum[1]), fused(before.w, factor[1], sum[3])};
+      }
     }
   }
 }

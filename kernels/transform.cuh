@@ -20,9 +20,10 @@ constexpr int matrix_tiles(int head_dim) { return (head_dim + 15) / 16; }
 template <class Terms>
 KVPLAN_DEVICE void multiply_tile(const uint4* matrix, int tiles, int tile, Terms terms,
                                  float (&sums)[2][4]) {
-  constexpr int kLoaded = 8;  // steps whose operands are on their way together
+  constexpr int kLoaded = 4;  // steps whose operands are on their way together
   float high[2][4] = {}, low[2][4] = {};
   const uint4* from = matrix + std::int64_t{tile} * tiles * 64 + lane();
+#pragma unroll 1
   for (int first = 0; first < tiles; first += kLoaded) {
     uint4 loaded[kLoaded][2];
 #pragma unroll

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <iterator>
 
+#include "quant/cache_size.h"
 #include "quant/page_layout.h"
 
 namespace kvplan::kernels {
@@ -43,6 +44,15 @@ inline constexpr UniformWidths kUniformWidths[] = {{2, 2, 8}, {3, 3, 8}, {4, 4, 
 inline constexpr int kUniformKinds = static_cast<int>(std::size(kUniformWidths));
 
 inline constexpr int kOpenTokens = quant::kPageTokens;
+
+/// Channels of a row that four lanes load, 8 each.
+inline constexpr int kSpan = quant::kPlainSpan;
+/// Tiles of plain_output: two of 16 channels in a span. Which channel row `row` of a tile is
+/// follows from the loads of 8 channels (plain_channel).
+constexpr int plain_tiles(int head_dim) { return (head_dim + kSpan - 1) / kSpan * 2; }
+constexpr int plain_channel(int tile, int row) {
+  return kSpan * (tile / 2) + 8 * (row % 8 / 2) + 4 * (tile % 2) + 2 * (row / 8) + row % 2;
+}
 
 /// The encoder's part of one KV head and side; float as the codec computes.
 struct EncoderView {
@@ -197,16 +207,17 @@ struct AttentionView {
       nullptr;  // [segments][8 * phase_steps][8]: (a, b) of pair f and column c: R_t mu . q = sum_f
                 // a cos(inv_freq_f t) - b sin(inv_freq_f t), log2 units (centred)
 
-  // Attention over the fp16 tokens (sinks, open page), as the slots below but in plain channels:
+  // Attention over the fp16 tokens (sinks, open page), as the slots below but in plain channels, in
+  // the order of plain_channel():
   float2* plain_state = nullptr;   // [segments][8]
   float4* plain_output = nullptr;  // [segments][plain_tiles][32]
-  int plain_tiles = 0;             // ceil(head_dim / 16)
+  int plain_tiles = 0;             // plain_tiles(head_dim)
 
   // Written by `decode`: partial results of packed pages, one per slot. Slots 0 .. total_warps - 1:
   // what a block of `decode` merged, with that warp as the first; slots total_warps + segment: a
-  // segment that ended inside a warp's range. partition.cuh says which warps can hold parts of a
-  // segment: `finish` looks at those slots in ascending order, then at the segment's own, and takes
-  // those whose owner is the segment.
+  // segment that ended inside a warp's range. `finish` looks at the slots of the segment's warps in
+  // ascending order, then at the segment's own, and takes those whose owner is the segment.
+  int2* segment_warps = nullptr;       // [segments] first and last warp with units of the segment
   std::int32_t* slot_owner = nullptr;  // [total_warps + segments] segment, or -1: nothing there
   float2* slot_state =
       nullptr;  // [total_warps + segments][8] (m, l) by column: m in log2 units, l = sum of

@@ -139,7 +139,7 @@ SharedBuffers shared_buffers(std::span<const LayerFormat> layers, int sink_token
     const int column_blocks = (columns + kQueryColumns - 1) / kQueryColumns;
     segments =
         std::max(segments, size(geometry.max_sequences) * size(kv_heads) * size(column_blocks));
-    plain_tiles = std::max(plain_tiles, size((d + kTileCoordinates - 1) / kTileCoordinates));
+    plain_tiles = std::max(plain_tiles, size((d + kPlainSpan - 1) / kPlainSpan * 2));
     for (const HeadLayout& head : format.heads) {
       query_tiles = std::max(query_tiles, size(head.k.tiles));
       output_tiles = std::max(output_tiles, size(head.v.tiles));
@@ -157,6 +157,7 @@ SharedBuffers shared_buffers(std::span<const LayerFormat> layers, int sink_token
   bytes.bias = segments * kQueryColumns * kFloat2Bytes;
   bytes.constant = centred ? segments * kQueryColumns * kFloatBytes : 0;
   bytes.centre = segments * kPhasePairs * steps * kQueryColumns * kFloat2Bytes;
+  bytes.segment_warps = segments * 2 * kIntBytes;
   bytes.slot_owner = slots * kIntBytes;
   bytes.slot_state = slots * kQueryColumns * kFloat2Bytes;
   bytes.slot_output = slots * output_tiles * kWarpLanes * kFloat4Bytes;
@@ -181,7 +182,7 @@ CacheSize cache_size(const PlanBundle& bundle, const CacheGeometry& geometry,
   }
   const SharedBuffers b = shared_buffers(layers, sinks, geometry, grid);
   total.tables = charged(b.page_table, b.batch);
-  total.workspace = charged(b.query, b.bias, b.constant, b.centre, b.slot_owner,
+  total.workspace = charged(b.query, b.bias, b.constant, b.centre, b.segment_warps, b.slot_owner,
                             b.slot_state, b.slot_output, b.plain_state, b.plain_output);
   return total;
 }

@@ -22,6 +22,8 @@ constexpr std::size_t buffer_bytes(std::size_t bytes) {
 
 /// Columns of the queries that one pass over a page serves: (query token, query head of the group).
 inline constexpr int kQueryColumns = 8;
+/// Channels of an fp16 token that are read together: two tiles of outputs.
+inline constexpr int kPlainSpan = 32;
 /// Rotary pairs that one step of the centring product takes.
 inline constexpr int kPhasePairs = 8;
 /// sizeof(kernels::EncoderView), which asserts it.
@@ -89,15 +91,16 @@ struct SharedBuffers {
   std::size_t page_table = 0;  // int32 [max_sequences][pages_per_sequence]
   std::size_t batch = 0;       // int32 [4][max_sequences]: slot, length before, length, first row
 
-  std::size_t query = 0;         // uint2 [segments][most K tiles of a head][32]
-  std::size_t bias = 0;          // float2 [segments][8]
-  std::size_t constant = 0;      // float [segments][8]
-  std::size_t centre = 0;        // float2 [segments][kPhasePairs * phase_steps][8]
-  std::size_t slot_owner = 0;    // int32 [slots]
-  std::size_t slot_state = 0;    // float2 [slots][8]
-  std::size_t slot_output = 0;   // float4 [slots][most V tiles of a head][32]
-  std::size_t plain_state = 0;   // float2 [segments][8]
-  std::size_t plain_output = 0;  // float4 [segments][ceil(head_dim / 16)][32]
+  std::size_t query = 0;          // uint2 [segments][most K tiles of a head][32]
+  std::size_t bias = 0;           // float2 [segments][8]
+  std::size_t constant = 0;       // float [segments][8]
+  std::size_t centre = 0;         // float2 [segments][kPhasePairs * phase_steps][8]
+  std::size_t segment_warps = 0;  // int2 [segments]
+  std::size_t slot_owner = 0;     // int32 [slots]
+  std::size_t slot_state = 0;     // float2 [slots][8]
+  std::size_t slot_output = 0;    // float4 [slots][most V tiles of a head][32]
+  std::size_t plain_state = 0;    // float2 [segments][8]
+  std::size_t plain_output = 0;   // float4 [segments][2 ceil(head_dim / 32)][32]
 };
 SharedBuffers shared_buffers(std::span<const LayerFormat> layers, int sink_tokens,
                              const CacheGeometry& geometry, const DecodeGrid& grid = {});

@@ -44,7 +44,7 @@ class Partials {
     segments_ = static_cast<int>(step.before.size()) * layer_.view.kv_heads * blocks_;
     for (const quant::HeadLayout& head : layer_.format.heads)
       tiles_ = std::max(tiles_, head.v.tiles);
-    plain_tiles_ = (layer_.view.head_dim + 15) / 16;
+    plain_tiles_ = plain_tiles(layer_.view.head_dim);
     const int warps = step.decode_blocks * step.block_warps;
     const float nan = std::numeric_limits<float>::quiet_NaN();
     owner_.assign(size(warps + segments_), -1);
@@ -70,6 +70,7 @@ class Partials {
     const int d = layer_.view.head_dim;
     const auto values = size(rows_) * size(layer_.view.kv_heads * step_.queries_per_kv);
     const DeviceArray<std::int32_t> owner(owner_);
+    const DeviceArray<int2> warps(warps_);
     const DeviceArray<float2> state(state_), plain_state(plain_state_);
     const DeviceArray<float4> output(output_), plain_output(plain_output_);
     const DeviceArray<float> floats(values * size(d)), lse(values);
@@ -83,6 +84,7 @@ class Partials {
     view.out = halves.data();
     view.out_float = floats.data();
     view.lse = lse.data();
+    view.segment_warps = warps.data();
     view.slot_owner = owner.data();
     view.slot_state = state.data();
     view.slot_output = output.data();
@@ -148,12 +150,18 @@ class Partials {
         }
     }
     const auto count = static_cast<std::uint64_t>(warps);
+    warps_.assign(size(segments_), {-1, -1});
     for (int w = 0; w < warps; ++w) {
       std::vector<int> candidates;
       for (const Unit& unit : units)
         if (length * static_cast<std::uint64_t>(w) / count <= unit.begin &&
             unit.begin < length * static_cast<std::uint64_t>(w + 1) / count)
           candidates.push_back(unit.segment);
+      for (const int segment : candidates) {
+        int2& range = warps_[size(segment)];
+        if (range.x < 0) range.x = w;
+        range.y = w;
+      }
       if (!candidates.empty() && random_.next_below(4) > 0)
         owner_[size(w)] =
             candidates[random_.next_below(static_cast<std::uint32_t>(candidates.size()))];
@@ -165,6 +173,14 @@ class Partials {
   static double fragment_value(const std::vector<float4>& tiles, std::size_t tile, int row, int c) {
     const float4& o = tiles[tile * 32 + size(4 * (row % 8) + c % 4)];
     return c < 4 ? (row < 8 ? o.x : o.y) : (row < 8 ? o.z : o.w);
+  }
+
+  double plain_value(int segment, int channel, int c) const {
+    for (int tile = 0; tile < plain_tiles_; ++tile)
+      for (int row = 0; row < 16; ++row)
+        if (plain_channel(tile, row) == channel)
+          return fragment_value(plain_output_, size(segment * plain_tiles_ + tile), row, c);
+    return std::numeric_limits<double>::quiet_NaN();
   }
 
   void expect_row(int head, int segment, int c, std::size_t row) const {
@@ -184,9 +200,7 @@ class Partials {
     double packed = 0;
     std::vector<double> y(size(transform.coded())), o(size(d));
     for (int channel = 0; channel < d; ++channel)
-      o[size(channel)] =
-          plain_weight * fragment_value(plain_output_, size(segment * plain_tiles_ + channel / 16),
-                                        channel % 16, c);
+      o[size(channel)] = plain_weight * plain_value(segment, channel, c);
     for (const std::size_t slot : slots) {
       const float2 state = state_[slot * kColumns + size(c)];
       if (state.y == 0) continue;
@@ -232,6 +246,7 @@ class Partials {
   quant::RandomStream random_;
   int rows_ = 0, blocks_ = 0, segments_ = 0, tiles_ = 0, plain_tiles_ = 0;
   std::vector<std::int32_t> owner_;
+  std::vector<int2> warps_;
   std::vector<float2> state_, plain_state_;
   std::vector<float4> output_, plain_output_;
   std::vector<float> found_, found_lse_;

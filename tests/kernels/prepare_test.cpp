@@ -54,7 +54,7 @@ class Prepared {
     segments_ = static_cast<int>(new_tokens_.size()) * layer_.view.kv_heads * blocks_;
     for (const quant::HeadLayout& head : layer_.format.heads)
       tiles_ = std::max(tiles_, head.k.tiles);
-    plain_tiles_ = (d + quant::kTileCoordinates - 1) / quant::kTileCoordinates;
+    plain_tiles_ = plain_tiles(d);
 
     const DeviceArray<std::uint16_t> q(q_);
     const DeviceArray<uint2> query(size(segments_ * tiles_) * quant::kWarpLanes);
