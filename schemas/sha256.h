@@ -13,12 +13,19 @@ namespace kvplan {
 
 class Sha256 {
  public:
+  /// Takes `count` blocks of 64 bytes into the state.
+  using Blocks = void(std::array<std::uint32_t, 8>& state, const std::byte* blocks,
+                      std::size_t count);
+
+  /// By the fastest code that this machine runs.
+  Sha256();
+  explicit Sha256(Blocks* blocks) : blocks_(blocks) {}
   void update(std::span<const std::byte> bytes);
   /// 64 lower-case hex digits; the object must not be used afterwards.
   std::string finish();
 
  private:
-  void block(const std::byte* p);
+  Blocks* blocks_;
   std::array<std::uint32_t, 8> state_ = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                                          0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   std::array<std::byte, 64> buffer_{};

@@ -8,12 +8,14 @@
 #include <csignal>
 #include <cstdint>
 #include <cstring>
+#include <random>
 
 #include "schemas/atomic_file.h"
 #include "schemas/error.h"
 #include "schemas/mapped_file.h"
 #include "schemas/safetensors.h"
 #include "schemas/sha256.h"
+#include "schemas/sha256_blocks.h"
 #include "tests/schemas/examples.h"
 
 namespace kvplan {
@@ -47,6 +49,9 @@ class Sha256Vectors : public testing::TestWithParam<HashCase> {};
 TEST_P(Sha256Vectors, MatchWholeAndInPieces) {
   const std::string& message = GetParam().message;
   EXPECT_EQ(sha256(message), GetParam().digest);
+  Sha256 portable(sha256_blocks_portable);
+  portable.update(bytes_of(message));
+  EXPECT_EQ(portable.finish(), GetParam().digest);
   for (const std::size_t piece : {1u, 7u, 63u, 64u, 65u}) {
     Sha256 hash;
     for (std::size_t i = 0; i < message.size(); i += piece)
@@ -72,6 +77,36 @@ INSTANTIATE_TEST_SUITE_P(
         HashCase{"million_a", std::string(1000000, 'a'),
                  "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"}),
     [](const auto& info) { return std::string(info.param.name); });
+
+/// The digest of `message` passed in pieces of at most 200 bytes.
+std::string hash_in_pieces(std::span<const std::byte> message, Sha256::Blocks* blocks,
+                           std::mt19937& random) {
+  Sha256 hash(blocks);
+  while (!message.empty()) {
+    const std::size_t piece = std::min<std::size_t>(random() % 201, message.size());
+    hash.update(message.first(piece));
+    message = message.subspan(piece);
+  }
+  return hash.finish();
+}
+
+TEST(Sha256, InstructionsOfTheProcessorAgreeWithThePortableCode) {
+  Sha256::Blocks* const x86 = sha256_blocks_x86();
+  if (x86 == nullptr) GTEST_SKIP() << "this processor has no SHA instructions";
+  std::mt19937 random(1);
+  std::vector<std::size_t> lengths = {4095, 65536, 100'001, 1'000'003};
+  for (std::size_t length = 0; length <= 300; ++length) lengths.push_back(length);
+  for (const std::size_t length : lengths) {
+    std::vector<std::byte> message(length);
+    for (std::byte& b : message) b = static_cast<std::byte>(random());
+    Sha256 whole(x86), reference(sha256_blocks_portable);
+    whole.update(message);
+    reference.update(message);
+    const std::string digest = reference.finish();
+    EXPECT_EQ(whole.finish(), digest) << length << " bytes";
+    EXPECT_EQ(hash_in_pieces(message, x86, random), digest) << length << " bytes in pieces";
+  }
+}
 
 TEST(Sha256, HashesFiles) {
   TemporaryFolder folder;
