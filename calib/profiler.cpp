@@ -1,5 +1,6 @@
 #include "calib/profiler.h"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -283,6 +284,28 @@ void finish(Profile& profile, WindowSums total) {
   profile.summary = quant::summarise(profile);
 }
 
+/// While it lives LibTorch takes algorithms on GPUs that give the same bits every time, and refuses
+/// operations that have none. cuBLAS wants CUBLAS_WORKSPACE_CONFIG set for that.
+class SameBits {
+ public:
+  explicit SameBits(const std::vector<forward::Device>& devices)
+      : before_(at::globalContext().deterministicAlgorithms()),
+        filled_before_(at::globalContext().deterministicFillUninitializedMemory()) {
+    if (std::ranges::all_of(devices, &forward::Device::is_cpu)) return;
+    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+  }
+  ~SameBits() {
+    at::globalContext().setDeterministicAlgorithms(before_, false);
+    at::globalContext().setDeterministicFillUninitializedMemory(filled_before_);
+  }
+  SameBits(const SameBits&) = delete;
+  SameBits& operator=(const SameBits&) = delete;
+
+ private:
+  bool before_, filled_before_;
+};
+
 std::string part_name(const forward::Peers& peers) {
   return "rank-" + std::to_string(peers.rank()) + "-of-" + std::to_string(peers.size());
 }
@@ -313,6 +336,7 @@ Profile run_profile(const models::ModelReader& model,
                     const std::vector<ProfileSource>& sources, const ProfileOptions& options,
                     const fs::path& folder, const RunControl& control) {
   check_arguments(windows, options);
+  const SameBits same_bits(options.devices);
   forward::Peers* const peers = options.peers;
   const bool first = !peers || peers->rank() == 0;
   const fs::path checkpoint_at = checkpoint_folder(folder, peers);

@@ -56,6 +56,12 @@ std::unique_ptr<forward::Peers> connect_peers(const LauncherOptions& options) {
   return std::make_unique<forward::Peers>(address);
 }
 
+std::unique_ptr<forward::GpuWarmUp> start_gpus(const std::vector<forward::Device>& devices,
+                                               const GlobalOptions& global) {
+  if (global.dry_run || variable("WORLD_SIZE")) return nullptr;
+  return std::make_unique<forward::GpuWarmUp>(devices);
+}
+
 bool is_first(const forward::Peers* peers) { return !peers || peers->rank() == 0; }
 
 std::vector<forward::Device> own_devices(std::vector<forward::Device> devices,

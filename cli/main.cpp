@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -89,6 +90,8 @@ std::string suggestion(const CLI::App& app, int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // With this workspace cuBLAS gives the same bits every time (calib/profiler.cpp asks for them).
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
   CLI::App app{"Plans how the key/value cache of a transformer is quantised.", "kvplan"};
   app.set_version_flag("--version", cli::kProgram);
   app.require_subcommand(1);

@@ -66,6 +66,7 @@ int run(const ProfileFlags& flags, const GlobalOptions& global) {
                         " tokens");
   }
   require_absent(flags.out / "profile.json", global);
+  const auto warm_up = start_gpus(flags.input.devices, global);
   auto input = open_model_text(flags.input, flags.tokens / flags.input.window);
   keep_shard(flags.shard, input.windows);
   const auto windows = static_cast<std::int64_t>(input.windows.size());

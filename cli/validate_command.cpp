@@ -154,6 +154,7 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
   require_absent(out, global);
   std::vector<PlanBundle> bundles;
   for (const auto& path : flags.plans) bundles.push_back(read_plan(path));
+  const auto warm_up = start_gpus(flags.input.devices, global);
   const auto input = open_model_text(flags.input, flags.windows);
   std::vector<evaluation::Candidate> candidates;
   for (std::size_t i = 0; i < bundles.size(); ++i) {
