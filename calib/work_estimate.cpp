@@ -1,46 +1,51 @@
 #include "calib/work_estimate.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/linear.h>
-#include <ATen/ops/ones.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <cmath>
+#include <ctime>
+#include <filesystem>
+#include <functional>
 #include <string>
-#include <vector>
+
+#include "calib/memory_plan.h"
+#include "calib/model_slice.h"
+#include "calib/window_scorer.h"
+#include "schemas/error.h"
 
 namespace kvplan::calib {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+namespace fs = std::filesystem;
 
-constexpr double kMeasuredSeconds = 0.3;
-
-// Floating point operations of the pass over those of one forward pass: forward, forward again
-// layer by layer, and the gradients of the layers' inputs.
-constexpr double kPasses = 3;
-// What is no large product (norms, rotary, attention's softmax, sums in double) makes the pass this
-// much slower than products alone: an assumption until it is measured on an idle machine.
-constexpr double kSlowdown = 1.9;
-constexpr double kLoadBytesPerSecond = 400e6;  // of weights de-quantised to float
+/// A window is cut when it and one layer take more floating point operations than this: some
+/// seconds on a few cores.
+constexpr double kMeasuredOperations = 4e11;
+constexpr int kShortestWindow = 128;
+constexpr std::int64_t kMeasuredWindows = 2;
 
 constexpr double kProgramBytes = 330e6;  // LibTorch and the program before any model
 
-/// Operations per second of [rows, hidden] x [hidden, inner].
-double measured_rate(std::int64_t rows, std::int64_t hidden, std::int64_t inner) {
-  const at::NoGradGuard no_grad;
-  const at::Tensor x = at::ones({rows, hidden}), w = at::ones({inner, hidden});
-  at::linear(x, w);  // the first call sets threads and caches up
-  const auto start = Clock::now();
-  double products = 0, seconds = 0;
-  do {
-    at::linear(x, w);
-    ++products;
-    seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  } while (seconds < kMeasuredSeconds);
-  return products * 2.0 * static_cast<double>(rows * hidden * inner) / seconds;
+/// Forward, forward again layer by layer, and the gradients of the layers' inputs.
+constexpr double kProfilePasses = 3;
+
+/// What passes on the clock and in the process's threads.
+struct Duration {
+  double seconds = 0, cpu_seconds = 0;
+  friend Duration operator+(Duration a, Duration b) {
+    return {a.seconds + b.seconds, a.cpu_seconds + b.cpu_seconds};
+  }
+  friend Duration operator-(Duration a, Duration b) { return a + -1.0 * b; }
+  friend Duration operator*(double f, Duration a) { return {f * a.seconds, f * a.cpu_seconds}; }
+};
+
+Duration now() {
+  return {
+      std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(),
+      static_cast<double>(std::clock()) / CLOCKS_PER_SEC};
 }
 
 /// Sizes of a model as doubles, so that products stay inside the range.
@@ -56,20 +61,100 @@ struct Sizes {
         heads(c.kv_heads),
         d(c.head_dim) {}
   double layer_matrices() const { return hidden * (2 * q + 2 * kv + 3 * inner); }
+  double matrices() const { return layers * layer_matrices(); }
+  double layer_operations(double tokens) const {
+    return 2 * tokens * (layer_matrices() + q * tokens);
+  }
+  double head_operations(double tokens) const { return 2 * tokens * hidden * vocab; }
 };
 
-double operations_per_token(const Sizes& m, double window) {
-  const double forward = m.layers * 2 * (m.layer_matrices() + m.q * window);
-  const double head = 2 * 2 * m.hidden * m.vocab;              // logits and their gradient
-  const double sums = m.layers * 2 * 6 * m.heads * m.d * m.d;  // outer products of K, V, gradients
-  return kPasses * forward + head + sums;
+/// Of one window through one layer and the head.
+double operations(const ModelConfig& config, double tokens, double passes) {
+  const Sizes m(config);
+  return passes * (m.layer_operations(tokens) + m.head_operations(tokens));
 }
 
-double memory_bytes(const Sizes& m, const ModelConfig& config, double windows,
-                    const ProfileOptions& options) {
-  const double matrix_bytes = options.weights == WeightType::kFloat32 ? 4 : 2;
-  const double weights = matrix_bytes * m.layers * m.layer_matrices() +
-                         4 * m.hidden * m.vocab * (config.tied_embeddings ? 1 : 2);
+int measured_window(const ModelConfig& config, int window, double passes) {
+  int tokens = window;
+  while (tokens > kShortestWindow && operations(config, tokens, passes) > kMeasuredOperations)
+    tokens /= 2;
+  return std::min(window, std::max(tokens, kShortestWindow));
+}
+
+std::vector<TextWindow> measured_windows(const std::vector<TextWindow>& windows, int tokens) {
+  if (windows.empty()) throw ArgumentError("no window of text to estimate the work on");
+  std::vector<TextWindow> out;
+  for (std::int64_t i = 0; i < kMeasuredWindows; ++i) {
+    out.push_back(windows[static_cast<std::size_t>(i) % windows.size()]);
+    out.back().index = i;
+    out.back().tokens.resize(static_cast<std::size_t>(tokens));
+  }
+  return out;
+}
+
+/// Work on some windows: what one takes, and what they take together beside that.
+struct Timing {
+  Duration setup, window;
+};
+
+/// `work` reports progress in steps of equal size for every window.
+Timing time_windows(const std::function<void(const RunControl&)>& work) {
+  const Duration begin = now();
+  Duration half, whole;
+  work({.progress =
+            [&](const Progress& p) {
+              if (2 * p.done == p.total) half = now();
+              if (p.done == p.total) whole = now();
+            },
+        .stop_signal = {}});
+  const Duration window = whole - half;
+  return {now() - begin - double{kMeasuredWindows} * window, window};
+}
+
+/// Layers to measure: the first, then it and three neighbours from the middle, which are of
+/// different kinds where kinds alternate.
+std::vector<std::vector<int>> measured_layers(int layers) {
+  constexpr int kMore = 3;
+  if (layers <= 1 + kMore) {
+    std::vector<int> all;
+    for (int layer = 0; layer < layers; ++layer) all.push_back(layer);
+    return {all};
+  }
+  std::vector<int> some = {0};
+  for (int layer = layers / 2; layer < layers && std::ssize(some) <= kMore; ++layer)
+    some.push_back(layer);
+  return {{0}, some};
+}
+
+/// The time of all layers from that of a few: a straight line through the measurements.
+Timing time_layers(int layers, const std::function<Timing(const std::vector<int>&)>& measure) {
+  const auto chosen = measured_layers(layers);
+  const Timing few = measure(chosen.front());
+  if (chosen.size() == 1) return few;
+  const Timing more = measure(chosen.back());
+  const auto first = static_cast<double>(chosen.front().size());
+  const double step = static_cast<double>(chosen.back().size()) - first;
+  const auto line = [&](Duration a, Duration b) {
+    const Duration rise = b - a;
+    return a + (layers - first) / step *
+                   Duration{std::max(0.0, rise.seconds), std::max(0.0, rise.cpu_seconds)};
+  };
+  return {line(few.setup, more.setup), line(few.window, more.window)};
+}
+
+WorkEstimate stretched(const Timing& timing, double windows, double cut, std::size_t devices) {
+  const Duration work = windows * cut * timing.window;
+  return {.seconds = timing.setup.seconds + work.seconds / static_cast<double>(devices),
+          .cpu_seconds = timing.setup.cpu_seconds + work.cpu_seconds};
+}
+
+double weights_bytes(const Sizes& m, const ModelConfig& config, WeightType type) {
+  return (type == WeightType::kFloat32 ? 4 : 2) * m.matrices() +
+         4 * m.hidden * m.vocab * (config.tied_embeddings ? 1 : 2);
+}
+
+double profile_bytes(const ModelConfig& config, double windows, const ProfileOptions& options) {
+  const Sizes m(config);
   const double tokens = double{1} * options.window * std::min<double>(options.batch, windows);
   // Inputs of all layers; of one layer what its backward pass needs.
   const double activations =
@@ -80,25 +165,101 @@ double memory_bytes(const Sizes& m, const ModelConfig& config, double windows,
   const double sets = powers + options.batch + 1;
   const double coherent = 4 * std::min<double>(windows, options.coherent_windows) * m.heads * m.d *
                           (2 * m.d + config.rotary_dim + 2);
-  return kProgramBytes + weights + activations + m.layers * (sets * layer_sums + coherent);
+  return kProgramBytes + weights_bytes(m, config, options.weights) + activations +
+         m.layers * (sets * layer_sums + coherent);
 }
+
+double evaluation_bytes(const ModelConfig& config, std::size_t passes,
+                        const EvaluateOptions& options) {
+  const Sizes m(config);
+  const double lanes = static_cast<double>(passes) + 1;
+  const double scored = static_cast<double>(scored_range(options.window).count);
+  return kProgramBytes + weights_bytes(m, config, options.weights) +
+         static_cast<double>(logits_bytes()) + 4 * lanes * scored * m.hidden +
+         static_cast<double>(layer_bytes(config, options.window, /*gradients=*/false));
+}
+
+/// A limit is kept by reading layers again and again.
+std::int64_t limited(double bytes, std::int64_t limit) {
+  const auto all = static_cast<std::int64_t>(bytes);
+  return limit > 0 ? std::min(all, limit) : all;
+}
+
+/// Vanishes with what was written into it.
+class ScratchFolder {
+ public:
+  ScratchFolder() : path_(fs::temp_directory_path() / ("kvplan-" + std::to_string(getpid()))) {}
+  ~ScratchFolder() {
+    std::error_code gone;
+    fs::remove_all(path_, gone);
+  }
+  ScratchFolder(const ScratchFolder&) = delete;
+  ScratchFolder& operator=(const ScratchFolder&) = delete;
+  const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
 
 }  // namespace
 
-WorkEstimate estimate_profile(const ModelReader& model, std::int64_t windows,
+WorkEstimate estimate_profile(const ModelReader& model, const std::vector<TextWindow>& windows,
+                              const std::vector<ProfileSource>& sources,
                               const ProfileOptions& options) {
-  if (options.threads > 0) at::set_num_threads(options.threads);
   const ModelConfig& config = model.config();
-  const Sizes sizes(config);
-  const double rate = measured_rate(options.window, config.hidden_size, config.intermediate_size);
-  const double tokens = static_cast<double>(windows) * options.window;
-  const double weight_bytes =
-      4 * (sizes.layers * sizes.layer_matrices() + sizes.hidden * sizes.vocab);
-  WorkEstimate out;
-  out.seconds = kSlowdown * tokens * operations_per_token(sizes, options.window) / rate +
-                weight_bytes / kLoadBytesPerSecond;
-  out.memory_bytes =
-      static_cast<std::int64_t>(memory_bytes(sizes, config, static_cast<double>(windows), options));
+  ProfileOptions own = options;
+  own.window = std::max(measured_window(config, options.window, kProfilePasses),
+                        std::min(options.window, options.sink_tokens + 1));
+  own.batch = 1;
+  own.memory_bytes = 0;
+  own.peers = nullptr;
+  own.devices.resize(1);
+  const auto some = measured_windows(windows, own.window);
+  const Timing timing = time_layers(config.num_layers, [&](const std::vector<int>& layers) {
+    const ModelSlice slice(model, layers);
+    const ScratchFolder folder;
+    return time_windows([&](const RunControl& control) {
+      run_profile(slice, some, sources, own, folder.path(), control);
+    });
+  });
+  const auto count = static_cast<double>(windows.size());
+  WorkEstimate out = stretched(timing, count,
+                               operations(config, options.window, kProfilePasses) /
+                                   operations(config, own.window, kProfilePasses),
+                               options.devices.size());
+  out.memory_bytes = limited(profile_bytes(config, count, options), options.memory_bytes);
+  return out;
+}
+
+WorkEstimate estimate_evaluation(const ModelReader& model, const std::vector<TextWindow>& windows,
+                                 const std::vector<Candidate>& candidates,
+                                 const EvaluateOptions& options) {
+  const ModelConfig& config = model.config();
+  const auto passes = evaluation_passes(candidates, options.modes).size();
+  const double lanes = static_cast<double>(passes) + 1;
+  EvaluateOptions own = options;
+  own.window = measured_window(config, options.window, lanes);
+  own.memory_bytes = 0;
+  own.peers = nullptr;
+  own.devices.resize(1);
+  own.partial_file.clear();
+  const auto some = measured_windows(windows, own.window);
+  const Timing timing = time_layers(config.num_layers, [&](const std::vector<int>& layers) {
+    const ModelSlice slice(model, layers);
+    std::vector<PlanBundle> plans;
+    for (const Candidate& candidate : candidates)
+      plans.push_back(candidate.bundle ? slice_plan(*candidate.bundle, layers) : PlanBundle{});
+    std::vector<Candidate> sliced = candidates;
+    for (std::size_t i = 0; i < sliced.size(); ++i)
+      if (sliced[i].bundle) sliced[i].bundle = &plans[i];
+    return time_windows(
+        [&](const RunControl& control) { score_tokens(slice, some, sliced, own, control); });
+  });
+  WorkEstimate out =
+      stretched(timing, static_cast<double>(windows.size()),
+                operations(config, options.window, lanes) / operations(config, own.window, lanes),
+                options.devices.size());
+  out.memory_bytes = limited(evaluation_bytes(config, passes, options), options.memory_bytes);
   return out;
 }
 

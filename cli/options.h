@@ -2,6 +2,7 @@
 // Flags that several commands share, and what they parse into.
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@ struct GlobalOptions {
   bool json = false, quiet = false, verbose = false, force = false, dry_run = false;
   int threads = 0;  // 0: all cores
   std::uint64_t seed = 0;
+  std::chrono::steady_clock::time_point begun = std::chrono::steady_clock::now();
   Verbosity verbosity() const {
     return quiet ? Verbosity::kQuiet : verbose ? Verbosity::kVerbose : Verbosity::kNormal;
   }

@@ -62,8 +62,9 @@ PlanBundle on_llamacpp(const PlanBundle& bundle, const std::string& stack,
   Plan& plan = out.plan;
   for (const Side side : kSides) {
     const std::string& type = types[static_cast<std::size_t>(side)];
-    if (type == "f16") continue;
-    const exporters::Format format{.name = type, .width = 0, .codec = type};
+    const exporters::Format& format =
+        mainline.formats[static_cast<std::size_t>(mainline.format_index(type))];
+    if (format.plain()) continue;
     for (LayerPlan& layer : plan.layers) {
       const std::string name =
           types.size() == 3 ? type : codec_name(mainline, format, shape, layer.index, side);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <iostream>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "calib/evaluator.h"
@@ -9,6 +10,7 @@
 #include "calib/text_results.h"
 #include "cli/commands.h"
 #include "cli/describe.h"
+#include "cli/dry_run.h"
 #include "cli/launcher.h"
 #include "cli/runtimes.h"
 #include "cli/stack_plans.h"
@@ -177,19 +179,35 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
   }
   for (std::size_t i = 0; i < bundles.size(); ++i) candidates[i].bundle = &bundles[i];
   const TaskInputs tasks(flags, input, global.seed);
-  if (global.dry_run) {
-    std::cout << "would evaluate " << candidates.size() + 1 << " candidates on "
-              << input.windows.size() << " windows of " << flags.input.window << " tokens, "
-              << tasks.passkey.size() << " passkeys and "
-              << (tasks.prompts ? tasks.prompts->prompts.size() : 0) << " prompts, and write "
-              << out.string() << '\n';
-    return 0;
-  }
   calib::EvaluateOptions options;
   options.window = flags.input.window;
   options.modes = split_list(flags.modes);
   options.threads = global.threads;
   options.weights = flags.input.weights;
+  if (global.dry_run) {
+    options.devices = own_devices(flags.input.devices, nullptr);
+    const std::size_t prompts = tasks.prompts ? tasks.prompts->prompts.size() : 0;
+    std::string what = "would evaluate " + std::to_string(candidates.size() + 1) +
+                       " candidates on " + std::to_string(input.windows.size()) + " windows of " +
+                       std::to_string(flags.input.window) + " tokens and write " + out.string();
+    if (!tasks.passkey.empty() || prompts > 0)
+      what += ", and check " + std::to_string(tasks.passkey.size()) + " passkeys and " +
+              std::to_string(prompts) + " prompts, which are not in the estimate";
+    print_dry_run(
+        what,
+        {{"command", "validate"},
+         {"candidates", candidates.size() + 1},
+         {"windows", input.windows.size()},
+         {"window", flags.input.window},
+         {"passkeys", tasks.passkey.size()},
+         {"prompts", prompts},
+         {"out", out.string()}},
+        [&] {
+          return calib::estimate_evaluation(*input.model, input.windows, candidates, options);
+        },
+        global);
+    return 0;
+  }
   const auto peers = connect_peers(flags.launcher);
   options.peers = peers.get();
   options.devices = own_devices(flags.input.devices, peers.get());

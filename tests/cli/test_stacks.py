@@ -68,6 +68,7 @@ class ValidateAs(CliTest):
         self.fails(2, "unknown stack", *flags, "--as", "nothing")
         self.fails(2, "types of keys and values", *flags, "--as", "llamacpp:q8_0,")
         self.fails(2, "types of keys and values", *flags, "--as", "llamacpp:q8_0,q4_0,q4_0")
+        self.fails(2, "llamacpp has no format 'q9_9', only f16 q8_0", *flags, "--as", "llamacpp:q9_9,q4_0")
         self.fails(3, "multiple of 32", *flags, "--as", "llamacpp:q8_0,q4_0")
 
 

@@ -1,0 +1,52 @@
+#include "calib/model_slice.h"
+
+#include <charconv>
+#include <utility>
+
+namespace kvplan::calib {
+namespace {
+
+constexpr std::string_view kLayerPrefix = "blk.";
+
+std::vector<int> chosen(const std::vector<int>& of_all, const std::vector<int>& layers) {
+  std::vector<int> out;
+  if (!of_all.empty())
+    for (const int layer : layers) out.push_back(of_all.at(static_cast<std::size_t>(layer)));
+  return out;
+}
+
+}  // namespace
+
+ModelSlice::ModelSlice(const ModelReader& whole, std::vector<int> layers)
+    : whole_(whole), layers_(std::move(layers)), config_(whole.config()), spec_(whole.spec()) {
+  config_.num_layers = spec_.num_layers = static_cast<int>(layers_.size());
+  config_.windows = chosen(config_.windows, layers_);
+  spec_.windows = chosen(spec_.windows, layers_);
+}
+
+std::string ModelSlice::stored_name(std::string_view name) const {
+  if (!name.starts_with(kLayerPrefix)) return std::string(name);
+  std::size_t layer = 0;
+  const char* const digits = name.data() + kLayerPrefix.size();
+  const char* const end = name.data() + name.size();
+  const char* const rest = std::from_chars(digits, end, layer).ptr;
+  return std::string(kLayerPrefix) + std::to_string(layers_.at(layer)) + std::string(rest, end);
+}
+
+PlanBundle slice_plan(const PlanBundle& whole, const std::vector<int>& layers) {
+  PlanBundle part = whole;
+  Plan& plan = part.plan;
+  plan.model.num_layers = static_cast<int>(layers.size());
+  plan.model.windows = chosen(plan.model.windows, layers);
+  plan.layers.clear();
+  part.tensors.layers.clear();
+  for (const int layer : layers) {
+    const auto l = static_cast<std::size_t>(layer);
+    plan.layers.push_back(whole.plan.layers.at(l));
+    plan.layers.back().index = static_cast<int>(plan.layers.size()) - 1;
+    if (!whole.tensors.layers.empty()) part.tensors.layers.push_back(whole.tensors.layers.at(l));
+  }
+  return part;
+}
+
+}  // namespace kvplan::calib

@@ -1,0 +1,38 @@
+#pragma once
+// Some layers of a model as a model of its own: what the work on them costs is measured for
+// --dry-run. Internal to calib; torch-free.
+
+#include <vector>
+
+#include "calib/model.h"
+#include "schemas/plan.h"
+
+namespace kvplan::calib {
+
+/// The model with the given layers alone, in their order. Borrows `whole`.
+class ModelSlice : public ModelReader {
+ public:
+  ModelSlice(const ModelReader& whole, std::vector<int> layers);
+  const ModelConfig& config() const override { return config_; }
+  bool has(std::string_view name) const override { return whole_.has(stored_name(name)); }
+  std::vector<std::int64_t> shape(std::string_view name) const override {
+    return whole_.shape(stored_name(name));
+  }
+  void read(std::string_view name, std::span<float> out) const override {
+    whole_.read(stored_name(name), out);
+  }
+  const ModelSpec& spec() const override { return spec_; }
+  std::filesystem::path path() const override { return whole_.path(); }
+
+ private:
+  std::string stored_name(std::string_view name) const;
+  const ModelReader& whole_;
+  std::vector<int> layers_;
+  ModelConfig config_;
+  ModelSpec spec_;
+};
+
+/// A plan for these layers alone.
+PlanBundle slice_plan(const PlanBundle& whole, const std::vector<int>& layers);
+
+}  // namespace kvplan::calib
