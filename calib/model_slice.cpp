@@ -1,5 +1,6 @@
 #include "calib/model_slice.h"
 
+#include <algorithm>
 #include <charconv>
 #include <utility>
 
@@ -7,6 +8,11 @@ namespace kvplan::calib {
 namespace {
 
 constexpr std::string_view kLayerPrefix = "blk.";
+
+/// A row for every token.
+bool is_of_tokens(std::string_view name) {
+  return name == "token_embd.weight" || name == "output.weight" || name == "output.bias";
+}
 
 std::vector<int> chosen(const std::vector<int>& of_all, const std::vector<int>& layers) {
   std::vector<int> out;
@@ -17,11 +23,27 @@ std::vector<int> chosen(const std::vector<int>& of_all, const std::vector<int>& 
 
 }  // namespace
 
-ModelSlice::ModelSlice(const ModelReader& whole, std::vector<int> layers)
+ModelSlice::ModelSlice(const ModelReader& whole, std::vector<int> layers, int vocabulary)
     : whole_(whole), layers_(std::move(layers)), config_(whole.config()), spec_(whole.spec()) {
   config_.num_layers = spec_.num_layers = static_cast<int>(layers_.size());
   config_.windows = chosen(config_.windows, layers_);
   spec_.windows = chosen(spec_.windows, layers_);
+  if (vocabulary > 0) config_.vocab_size = std::min(vocabulary, config_.vocab_size);
+}
+
+std::vector<std::int64_t> ModelSlice::shape(std::string_view name) const {
+  auto found = whole_.shape(stored_name(name));
+  if (is_of_tokens(name)) found.front() = config_.vocab_size;
+  return found;
+}
+
+void ModelSlice::read(std::string_view name, std::span<float> out) const {
+  if (!is_of_tokens(name) || config_.vocab_size == whole_.config().vocab_size)
+    return whole_.read(stored_name(name), out);
+  const auto tokens = static_cast<std::size_t>(whole_.config().vocab_size);
+  std::vector<float> all(out.size() / static_cast<std::size_t>(config_.vocab_size) * tokens);
+  whole_.read(name, all);
+  std::copy_n(all.begin(), out.size(), out.begin());
 }
 
 std::string ModelSlice::stored_name(std::string_view name) const {

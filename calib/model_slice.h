@@ -9,20 +9,18 @@
 
 namespace kvplan::calib {
 
-/// The model with the given layers alone, in their order. Borrows `whole`.
+/// The model with the given layers alone, in their order, and with the first `vocabulary` tokens,
+/// or all (0). Borrows `whole`.
 class ModelSlice : public ModelReader {
  public:
-  ModelSlice(const ModelReader& whole, std::vector<int> layers);
+  ModelSlice(const ModelReader& whole, std::vector<int> layers, int vocabulary = 0);
   const ModelConfig& config() const override { return config_; }
   bool has(std::string_view name) const override { return whole_.has(stored_name(name)); }
-  std::vector<std::int64_t> shape(std::string_view name) const override {
-    return whole_.shape(stored_name(name));
-  }
-  void read(std::string_view name, std::span<float> out) const override {
-    whole_.read(stored_name(name), out);
-  }
+  std::vector<std::int64_t> shape(std::string_view name) const override;
+  void read(std::string_view name, std::span<float> out) const override;
   const ModelSpec& spec() const override { return spec_; }
   std::filesystem::path path() const override { return whole_.path(); }
+  const std::vector<int>& layers() const { return layers_; }
 
  private:
   std::string stored_name(std::string_view name) const;

@@ -11,6 +11,7 @@
 #include <functional>
 #include <string>
 
+#include "calib/decoder.h"
 #include "calib/memory_plan.h"
 #include "calib/model_slice.h"
 #include "calib/window_scorer.h"
@@ -111,35 +112,42 @@ Timing time_windows(const std::function<void(const RunControl&)>& work) {
   return {now() - begin - double{kMeasuredWindows} * window, window};
 }
 
-/// Layers to measure: the first, then it and three neighbours from the middle, which are of
-/// different kinds where kinds alternate.
-std::vector<std::vector<int>> measured_layers(int layers) {
-  constexpr int kMore = 3;
-  if (layers <= 1 + kMore) {
-    std::vector<int> all;
-    for (int layer = 0; layer < layers; ++layer) all.push_back(layer);
-    return {all};
-  }
-  std::vector<int> some = {0};
-  for (int layer = layers / 2; layer < layers && std::ssize(some) <= kMore; ++layer)
+/// Layers from the middle, neighbours: where kinds of layers alternate, they are of all kinds.
+std::vector<int> middle_layers(const ModelConfig& config) {
+  constexpr int kMeasuredLayers = 4;
+  std::vector<int> some;
+  for (int layer = config.num_layers / 2;
+       layer < config.num_layers && std::ssize(some) < kMeasuredLayers; ++layer)
     some.push_back(layer);
-  return {{0}, some};
+  return some;
 }
 
-/// The time of all layers from that of a few: a straight line through the measurements.
-Timing time_layers(int layers, const std::function<Timing(const std::vector<int>&)>& measure) {
-  const auto chosen = measured_layers(layers);
-  const Timing few = measure(chosen.front());
-  if (chosen.size() == 1) return few;
-  const Timing more = measure(chosen.back());
-  const auto first = static_cast<double>(chosen.front().size());
-  const double step = static_cast<double>(chosen.back().size()) - first;
-  const auto line = [&](Duration a, Duration b) {
-    const Duration rise = b - a;
-    return a + (layers - first) / step *
-                   Duration{std::max(0.0, rise.seconds), std::max(0.0, rise.cpu_seconds)};
+Duration load_time(const ModelReader& model, WeightType weights, Device device) {
+  const Duration begin = now();
+  const Decoder decoder(model, weights, device);
+  return now() - begin;
+}
+
+/// All layers: the first with embedding and head, and the others as some do without them. (A
+/// difference between two numbers of layers would be small against the head, and as noisy.)
+/// `work(slice, windows, control)` does the work on a part of the model.
+template <class Work>
+Timing time_model(const ModelReader& model, const std::vector<TextWindow>& windows,
+                  WeightType weights, Device device, const Work& work) {
+  constexpr int kFewTokens = 256;
+  const auto measure = [&](const ModelSlice& slice, std::vector<TextWindow> some) {
+    for (TextWindow& window : some)
+      for (std::int32_t& token : window.tokens) token %= slice.config().vocab_size;
+    return time_windows([&](const RunControl& control) { work(slice, some, control); });
   };
-  return {line(few.setup, more.setup), line(few.window, more.window)};
+  const std::vector<int> middle = middle_layers(model.config());
+  const auto others = static_cast<double>(model.config().num_layers - 1);
+  const auto measured = static_cast<double>(middle.size());
+  const ModelSlice one(model, {middle.front()}, kFewTokens), some(model, middle, kFewTokens);
+  const Timing whole = measure(ModelSlice(model, {0}), windows), layers = measure(some, windows);
+  const Duration load = load_time(some, weights, device) - load_time(one, weights, device);
+  return {whole.setup + others / std::max(1.0, measured - 1) * load,
+          whole.window + others / measured * layers.window};
 }
 
 WorkEstimate stretched(const Timing& timing, double windows, double cut, std::size_t devices) {
@@ -215,13 +223,13 @@ WorkEstimate estimate_profile(const ModelReader& model, const std::vector<TextWi
   own.peers = nullptr;
   own.devices.resize(1);
   const auto some = measured_windows(windows, own.window);
-  const Timing timing = time_layers(config.num_layers, [&](const std::vector<int>& layers) {
-    const ModelSlice slice(model, layers);
-    const ScratchFolder folder;
-    return time_windows([&](const RunControl& control) {
-      run_profile(slice, some, sources, own, folder.path(), control);
-    });
-  });
+  const Timing timing =
+      time_model(model, some, own.weights, own.devices.front(),
+                 [&](const ModelReader& slice, const std::vector<TextWindow>& text,
+                     const RunControl& control) {
+                   const ScratchFolder folder;
+                   run_profile(slice, text, sources, own, folder.path(), control);
+                 });
   const auto count = static_cast<double>(windows.size());
   WorkEstimate out = stretched(timing, count,
                                operations(config, options.window, kProfilePasses) /
@@ -244,17 +252,18 @@ WorkEstimate estimate_evaluation(const ModelReader& model, const std::vector<Tex
   own.devices.resize(1);
   own.partial_file.clear();
   const auto some = measured_windows(windows, own.window);
-  const Timing timing = time_layers(config.num_layers, [&](const std::vector<int>& layers) {
-    const ModelSlice slice(model, layers);
-    std::vector<PlanBundle> plans;
-    for (const Candidate& candidate : candidates)
-      plans.push_back(candidate.bundle ? slice_plan(*candidate.bundle, layers) : PlanBundle{});
-    std::vector<Candidate> sliced = candidates;
-    for (std::size_t i = 0; i < sliced.size(); ++i)
-      if (sliced[i].bundle) sliced[i].bundle = &plans[i];
-    return time_windows(
-        [&](const RunControl& control) { score_tokens(slice, some, sliced, own, control); });
-  });
+  const Timing timing = time_model(
+      model, some, own.weights, own.devices.front(),
+      [&](const ModelSlice& slice, const std::vector<TextWindow>& text, const RunControl& control) {
+        std::vector<PlanBundle> plans;
+        for (const Candidate& candidate : candidates)
+          plans.push_back(candidate.bundle ? slice_plan(*candidate.bundle, slice.layers())
+                                           : PlanBundle{});
+        std::vector<Candidate> sliced = candidates;
+        for (std::size_t i = 0; i < sliced.size(); ++i)
+          if (sliced[i].bundle) sliced[i].bundle = &plans[i];
+        score_tokens(slice, text, sliced, own, control);
+      });
   WorkEstimate out =
       stretched(timing, static_cast<double>(windows.size()),
                 operations(config, options.window, lanes) / operations(config, own.window, lanes),
