@@ -41,10 +41,11 @@ def main():
     for name in ("kvplan", "model", "text"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("estimates"), help="folder for profile, plan and results")
+    parser.add_argument("--threads", type=int, default=0, help="of kvplan; 1 on a busy machine, where threads wait for each other")
     parser.add_argument("--only", nargs="+", default=[], help="cases whose name begins so")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    texts = ["--model", given.model, "--text", given.text, "--quiet"]
+    texts = ["--model", given.model, "--text", given.text, "--threads", given.threads, "--quiet"]
     profile, plan = given.out / "profile", given.out / "plan"
     if not profile.exists():
         run([given.kvplan, "profile", *texts, "--part", "0:0.5", "--window", 512, "--tokens", 2048, "--out", profile])
@@ -55,8 +56,9 @@ def main():
         if given.only and not name.startswith(tuple(given.only)):
             continue
         out = given.out / "result"
-        shutil.rmtree(out, ignore_errors=True)
-        out.unlink(missing_ok=True) if out.is_file() else None
+        if out.is_dir():
+            shutil.rmtree(out)
+        out.unlink(missing_ok=True)
         command = [given.kvplan, *arguments, *texts, "--out", out] + (["--plan", plan] if arguments[0] == "validate" else [])
         estimate, took, *_ = run([*command, "--dry-run", "--json"])
         estimate = json.loads(estimate)

@@ -37,6 +37,9 @@ struct ModelTextOptions {
   std::int64_t memory_bytes = 0;  // 0: no limit
 };
 
+/// Refuses what is no finite number above 0.
+CLI::Validator positive_number();
+
 /// --dtype.
 void add_dtype_option(CLI::App& command, calib::WeightType& weights);
 

@@ -229,7 +229,7 @@ void add_sweep(CLI::App& app, GlobalOptions& global, Action& action) {
   command->add_option("--profile,-p", f->profile, "Profile of the plans beside the grid");
   command->add_option("--plan-bits", f->plan_bits, "Budgets of the plans")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber)
+      ->check(positive_number())
       ->capture_default_str();
   command->add_option("--group-size", f->group_size, "Of the plans")
       ->check(CLI::IsMember({8, 16, 32, 64, 128}))

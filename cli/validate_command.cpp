@@ -290,7 +290,14 @@ void add_validate(CLI::App& app, GlobalOptions& global, Action& action) {
       ->add_option(
           "--mode", f->modes,
           "worst (every vector quantised as produced), decode (last open page fp16), or both")
-      ->check(CLI::IsMember({"worst", "decode", "worst,decode"}))
+      ->check([](const std::string& text) {
+        const auto modes = split_list(text);
+        const bool good = !modes.empty() && std::ranges::all_of(modes, [](const auto& mode) {
+          return mode == "worst" || mode == "decode";
+        });
+        return good ? std::string()
+                    : "expected worst, decode or worst,decode, found '" + text + "'";
+      })
       ->capture_default_str();
   command
       ->add_option(
