@@ -20,7 +20,7 @@ CASES = {
     "validate, 4 x 512": ["validate", "--part", "0.5:1", "--window", 512, "--windows", 4],
     "validate, 4 x 1024, decode, no baselines": ["validate", "--part", "0.5:1", "--window", 1024, "--windows", 4, "--mode", "decode", "--baselines", "none"],
     "sweep, 4 configurations, 4 x 512": ["sweep", "--part", "0.5:1", "--window", 512, "--windows", 4, "--k-bits", "3,4", "--v-bits", "2,3"],
-    "study E5, 4 x 512": ["study", "E5", "--part", "0.5:1", "--window", 512, "--windows", 4, "--tokens", 2048],
+    "study E7, 4 x 512": ["study", "E7", "--part", "0.5:1", "--window", 512, "--windows", 4, "--tokens", 2048],
 }
 
 
