@@ -269,7 +269,7 @@ int run(const PlanFlags& flags, const GlobalOptions& global) {
     if (has_budget) {
       throw ArgumentError("plan: policy " + flags.policy +
                           " is not fisher or uniform, which take a budget; the name of a published "
-                          "codec fixes its bits and takes none");
+                          "codec fixes its bits: give no budget with it");
     }
   } else if (!takes_budget && (has_budget || flags.codec != "rotated")) {
     throw ArgumentError("plan: policy " + flags.policy +
