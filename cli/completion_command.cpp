@@ -169,19 +169,17 @@ std::string fish_text(const AppInfo& app) {
 
 void add_completion(CLI::App& app, GlobalOptions& global, Action& action) {
   auto* command = app.add_subcommand("completion", "Print the completion script of a shell");
-  const std::map<std::string, Shell> shells = {
-      {"bash", Shell::kBash}, {"fish", Shell::kFish}, {"zsh", Shell::kZsh}};
-  auto shell = std::make_shared<Shell>();
+  auto shell = std::make_shared<std::string>();
   command->add_option("shell", *shell, "bash, zsh or fish")
       ->required()
-      ->transform(CLI::CheckedTransformer(shells));
+      ->check(CLI::IsMember({"bash", "fish", "zsh"}));
   add_global_options(*command, global);
   command->callback([shell, &app, &action] {
     action = [shell, &app] {
       const AppInfo info = app_info(app);
-      std::cout << (*shell == Shell::kBash  ? bash_text(info)
-                    : *shell == Shell::kZsh ? zsh_text(info)
-                                            : fish_text(info));
+      std::cout << (*shell == "bash"  ? bash_text(info)
+                    : *shell == "zsh" ? zsh_text(info)
+                                      : fish_text(info));
       return 0;
     };
   });

@@ -26,6 +26,11 @@ int run(const std::filesystem::path& path, const GlobalOptions& global) {
   } else if (path.filename() == "validation.json") {
     const auto validation = read_validation(path);
     std::cout << (global.json ? validation_json(validation) : describe(validation));
+  } else if (fs::is_directory(path) && !fs::exists(path / "config.json")) {
+    throw InputError(
+        path.string(), "",
+        "expected a model (config.json), profile (profile.json) or plan (plan.json) in "
+        "this folder, found none of them");
   } else {
     const auto model = models::open_model(path);
     std::cout << (global.json ? model_json(*model) : describe(*model));

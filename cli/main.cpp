@@ -87,6 +87,46 @@ std::string suggestion(const CLI::App& app, int argc, char** argv) {
   return "";
 }
 
+/// The first word that no command or flag takes.
+std::string stray_word(const CLI::App& app) {
+  for (const std::string& word : app.remaining(/*recurse=*/true))
+    if (!word.starts_with('-')) return word;
+  return "";
+}
+
+/// What a parse error of CLI11 leaves unsaid.
+std::string advice(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
+  if (dynamic_cast<const CLI::ConfigError*>(&error))
+    return "in a --config file a flag stands, without its dashes, below the name of its command, "
+           "such as [plan]";
+  const std::string meant = suggestion(app, argc, argv), word = stray_word(app);
+  if (!meant.empty()) return meant.substr(2);
+  if (app.get_subcommands().empty()) {
+    std::string text = word.empty() ? "" : "there is no command '" + word + "'; ";
+    text += "commands are";
+    for (const auto& command : cli::app_info(app).commands) text += " " + command.name;
+    return text;
+  }
+  constexpr std::string_view kIsRequired = " is required";
+  const std::string_view what = error.what();
+  const auto flag_end = what.find(kIsRequired);
+  if (!word.empty() && what.starts_with("--") && flag_end != what.npos)
+    return "'" + word + "' stands alone; did you mean " + std::string(what.substr(0, flag_end)) +
+           " " + word + "?";
+  return "";
+}
+
+/// "kvplan help", "kvplan help plan" as people type them.
+std::vector<char*> with_help_flag(int argc, char** argv) {
+  static char flag[] = "--help";
+  std::vector<char*> words(argv, argv + argc);
+  if (argc > 1 && std::string_view(argv[1]) == "help") {
+    words.erase(words.begin() + 1);
+    words.push_back(flag);
+  }
+  return words;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -118,14 +158,12 @@ int main(int argc, char** argv) {
   cli::add_completion(app, global, action);
   cli::add_man(app, global, action);
   try {
-    app.parse(argc, argv);
+    const auto words = with_help_flag(argc, argv);
+    app.parse(static_cast<int>(words.size()), words.data());
   } catch (const CLI::ParseError& e) {
     if (app.exit(e) == 0) return 0;
-    const bool in_file = dynamic_cast<const CLI::ConfigError*>(&e) != nullptr;
-    const std::string meant = in_file ? "; in a --config file a flag stands, without its dashes, "
-                                        "below the name of its command, such as [plan]"
-                                      : suggestion(app, argc, argv);
-    if (!meant.empty()) std::fprintf(stderr, "kvplan: %s\n", meant.substr(2).c_str());
+    const std::string more = advice(app, e, argc, argv);
+    if (!more.empty()) std::fprintf(stderr, "kvplan: %s\n", more.c_str());
     return 2;
   }
   cli::install_signal_handlers();

@@ -3,8 +3,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <sstream>
 #include <string_view>
@@ -77,6 +79,17 @@ void add_global_options(CLI::App& command, GlobalOptions& o) {
       ->group("Everywhere");
 }
 
+CLI::Validator positive_number() {
+  return {[](std::string& text) {
+            const char* const begin = text.c_str();
+            char* end = nullptr;
+            const double x = std::strtod(begin, &end);
+            const bool good = end != begin && *end == 0 && std::isfinite(x) && x > 0;
+            return good ? std::string() : "expected a number above 0, found '" + text + "'";
+          },
+          "POSITIVE"};
+}
+
 void add_dtype_option(CLI::App& command, forward::WeightType& weights) {
   std::map<std::string, forward::WeightType> types;
   for (const auto type : {forward::WeightType::kFloat32, forward::WeightType::kBFloat16,
@@ -84,9 +97,10 @@ void add_dtype_option(CLI::App& command, forward::WeightType& weights) {
     types[forward::weight_type_name(type)] = type;
   }
   command
-      .add_option("--dtype", weights,
-                  "Layer matrices in memory: fp32, bf16 or fp16; arithmetic is fp32")
-      ->transform(CLI::CheckedTransformer(types))
+      .add_option_function<std::string>(
+          "--dtype", [&weights, types](const std::string& name) { weights = types.at(name); },
+          "Layer matrices in memory: fp32, bf16 or fp16; arithmetic is fp32")
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}))
       ->default_str("fp32");
 }
 
@@ -127,7 +141,7 @@ void add_memory_option(CLI::App& command, std::int64_t& bytes) {
           "Memory to stay below, such as 2GiB: that of the process, or with --device cuda of each "
           "GPU. Layers that do not fit are read from the model's file as they are used")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
-      ->check(CLI::PositiveNumber);
+      ->check(positive_number());
 }
 
 void add_model_text_options(CLI::App& command, ModelTextOptions& o, bool required) {
@@ -154,6 +168,11 @@ std::vector<ProfileSource> ModelText::source_infos() const {
 ModelText open_model_text(const ModelTextOptions& o, std::int64_t max_windows) {
   ModelText out;
   std::tie(out.part_begin, out.part_end) = parse_part(o.part);
+  if (!std::filesystem::exists(o.model))
+    throw InputError(
+        o.model.string(), "",
+        "no such file or folder; --model takes a GGUF file or a Hugging Face folder on "
+        "this machine (kvplan downloads nothing)");
   out.model = models::open_model(o.model);
   const auto tokenizer = tokenizers::open_tokenizer(o.model);
   const auto vocabulary = out.model->config().vocab_size;

@@ -2,6 +2,7 @@
 // Flags that several commands share, and what they parse into.
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ struct GlobalOptions {
   bool json = false, quiet = false, verbose = false, force = false, dry_run = false;
   int threads = 0;  // 0: all cores
   std::uint64_t seed = 0;
+  std::chrono::steady_clock::time_point begun = std::chrono::steady_clock::now();
   Verbosity verbosity() const {
     return quiet ? Verbosity::kQuiet : verbose ? Verbosity::kVerbose : Verbosity::kNormal;
   }
@@ -35,6 +37,9 @@ struct ModelTextOptions {
   std::vector<forward::Device> devices = {forward::Device::kCpu};
   std::int64_t memory_bytes = 0;  // 0: no limit
 };
+
+/// Refuses what is no finite number above 0.
+CLI::Validator positive_number();
 
 /// --dtype.
 void add_dtype_option(CLI::App& command, forward::WeightType& weights);

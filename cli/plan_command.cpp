@@ -268,8 +268,8 @@ int run(const PlanFlags& flags, const GlobalOptions& global) {
   if (names_codec(flags.policy)) {
     if (has_budget) {
       throw ArgumentError("plan: policy " + flags.policy +
-                          " names a codec that fixes its bits: give no budget, or one of the "
-                          "policies fisher and uniform");
+                          " is not fisher or uniform, which take a budget; the name of a published "
+                          "codec fixes its bits: give no budget with it");
     }
   } else if (!takes_budget && (has_budget || flags.codec != "rotated")) {
     throw ArgumentError("plan: policy " + flags.policy +
@@ -315,15 +315,15 @@ void add_plan(CLI::App& app, GlobalOptions& global, Action& action) {
   command->add_option("--profile,-p", f->profile, "Profile folder")->required();
   auto* budget = command->add_option_group("Budget (one)");
   budget->add_option("--bits", f->bits, "Effective bits per element, everything stored counted")
-      ->check(CLI::PositiveNumber);
+      ->check(positive_number());
   budget->add_option("--bytes-per-token", f->bytes_per_token, "Bytes per packed token, all layers")
-      ->check(CLI::PositiveNumber);
+      ->check(positive_number());
   budget->add_option("--gib", f->gib, "GiB for --batch sequences of --context tokens")
-      ->check(CLI::PositiveNumber);
+      ->check(positive_number());
   budget
       ->add_option("--max-kl", f->max_kl,
                    "Smallest plan with at most this predicted KL (nats per token)")
-      ->check(CLI::PositiveNumber);
+      ->check(positive_number());
   budget->require_option(0, 1);
   command->add_option("--context", f->context, "Context length the plan is made for")
       ->check(CLI::Range(1, 1 << 27))

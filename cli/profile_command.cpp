@@ -3,9 +3,9 @@
 #include <nlohmann/json.hpp>
 
 #include "calib/profiler.h"
-#include "calib/work_estimate.h"
 #include "cli/commands.h"
 #include "cli/describe.h"
+#include "cli/dry_run.h"
 #include "cli/launcher.h"
 #include "schemas/atomic_file.h"
 #include "schemas/error.h"
@@ -40,25 +40,6 @@ void keep_shard(const std::string& shard, std::vector<tokenizers::TextWindow>& w
   windows = part;
 }
 
-/// What --dry-run prints.
-void print_estimate(const calib::WorkEstimate& estimate, std::int64_t windows,
-                    const ProfileFlags& flags, const GlobalOptions& global) {
-  if (global.json) {
-    std::cout << nlohmann::json{{"command", "profile"},
-                                {"windows", windows},
-                                {"window", flags.input.window},
-                                {"out", flags.out.string()},
-                                {"estimated_seconds", estimate.seconds},
-                                {"estimated_memory_bytes", estimate.memory_bytes}}
-                     .dump(1)
-              << '\n';
-    return;
-  }
-  std::cout << "would profile " << windows << " windows of " << flags.input.window
-            << " tokens into " << flags.out.string() << ": about " << duration(estimate.seconds)
-            << ", " << megabytes(estimate.memory_bytes) << " of memory\n";
-}
-
 int run(const ProfileFlags& flags, const GlobalOptions& global) {
   if (flags.tokens < flags.input.window) {
     throw ArgumentError("--tokens " + std::to_string(flags.tokens) +
@@ -86,7 +67,19 @@ int run(const ProfileFlags& flags, const GlobalOptions& global) {
   options.memory_bytes = flags.input.memory_bytes;
   options.program = kProgram;
   if (global.dry_run) {
-    print_estimate(calib::estimate_profile(*input.model, windows, options), windows, flags, global);
+    options.devices = own_devices(flags.input.devices, nullptr);
+    print_dry_run(
+        "would profile " + std::to_string(windows) + " windows of " +
+            std::to_string(flags.input.window) + " tokens into " + flags.out.string(),
+        {{"command", "profile"},
+         {"windows", windows},
+         {"window", flags.input.window},
+         {"out", flags.out.string()}},
+        [&] {
+          return estimates::estimate_profile(*input.model, input.windows, input.source_infos(),
+                                             options);
+        },
+        global);
     return 0;
   }
   const auto peers = connect_peers(flags.launcher);

@@ -1,4 +1,5 @@
 #include <iostream>
+#include <optional>
 
 #include "cli/commands.h"
 #include "cli/report/report.h"
@@ -18,10 +19,20 @@ struct ReportFlags {
   std::vector<fs::path> plans, validations;
 };
 
+/// Points of the front whose bit maps the page holds.
+constexpr std::size_t kFrontMaps = 64;
+
 int run(const ReportFlags& flags, const GlobalOptions& global) {
   if (flags.profile.empty() && flags.plans.empty())
     throw ArgumentError("report: give --profile, --plan or both");
   require_absent(flags.out, global);
+  std::optional<Profile> profile;
+  std::string profile_sha;
+  if (!flags.profile.empty()) {
+    profile = read_profile(flags.profile);
+    profile_sha = profile_sha256(flags.profile);
+  }
+  bool front_shown = false;  // the page draws the front of the first plan that has one
   std::vector<Validation> validations;
   for (const auto& path : flags.validations) validations.push_back(read_validation(path));
   std::vector<ReportPlan> plans;
@@ -33,15 +44,17 @@ int run(const ReportFlags& flags, const GlobalOptions& global) {
     auto candidates = validations;
     if (fs::exists(folder / "validation.json"))
       candidates.push_back(read_validation(folder / "validation.json"));
-    ReportPlan entry{folder.filename().string(), plan_json(bundle), ""};
+    ReportPlan entry{folder.filename().string(), plan_json(bundle), "", {}};
+    if (!front_shown && profile && bundle.plan.provenance.profile_sha256 == profile_sha)
+      entry.front = front_maps(*profile, bundle.plan, kFrontMaps, global.threads);
+    front_shown = front_shown || !bundle.plan.front.empty();
     for (const auto& validation : candidates) {
       if (validation.plan_sha256 == bundle.sha256)
         entry.validation_json = validation_json(validation);
     }
     plans.push_back(std::move(entry));
   }
-  const auto html =
-      report_html(flags.profile.empty() ? "" : profile_json(read_profile(flags.profile)), plans);
+  const auto html = report_html(profile ? profile_json(*profile) : "", plans);
   if (!global.dry_run) write_file_atomically(flags.out, html);
   if (global.json) {
     std::cout << R"({"report":")" << flags.out.string() << R"(","bytes":)" << html.size() << "}\n";

@@ -328,8 +328,7 @@ void add_size(CLI::App& app, GlobalOptions& global, Action& action) {
       ->check(CLI::Range(0, 1 << 16))
       ->needs(codec)
       ->capture_default_str();
-  command->add_option("--gib", f->gib, "Say what fits into so many GiB")
-      ->check(CLI::PositiveNumber);
+  command->add_option("--gib", f->gib, "Say what fits into so many GiB")->check(positive_number());
   add_global_options(*command, global);
   command->callback([f, &global, &action] {
     if (f->plan.empty() &&

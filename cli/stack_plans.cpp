@@ -39,6 +39,10 @@ std::string codec_name(const exporters::Stack& stack, const exporters::Format& f
              : format.codec + "+wht=" + std::to_string(tile);
 }
 
+/// What --cache-type-k and -v take; f32 and bf16 lose less than f16, which is the reference here.
+constexpr std::string_view kLlamacppTypes[] = {"f16",  "q8_0", "q5_1",  "q5_0",
+                                               "q4_1", "q4_0", "iq4_nl"};
+
 /// Types of K and V after "llamacpp:"; empty if the text names something else.
 std::vector<std::string> llamacpp_types(const std::string& stack) {
   constexpr std::string_view kPrefix = "llamacpp:";
@@ -48,6 +52,11 @@ std::vector<std::string> llamacpp_types(const std::string& stack) {
     throw ArgumentError("--as " + stack +
                         ": expected llamacpp:K,V with the types of keys and values, such as "
                         "llamacpp:q8_0,q4_0, perhaps with ,unrotated after them");
+  for (std::size_t side = 0; side < 2; ++side)
+    if (std::ranges::find(kLlamacppTypes, types[side]) == std::end(kLlamacppTypes))
+      throw ArgumentError("--as " + stack + ": llama.cpp has no cache type '" + types[side] +
+                          "' that kvplan knows; expected one of f16, q8_0, q5_1, q5_0, q4_1, q4_0, "
+                          "iq4_nl");
   return types;
 }
 

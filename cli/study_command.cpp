@@ -1,12 +1,17 @@
 #include <algorithm>
 #include <iostream>
+#include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/dry_run.h"
 #include "cli/report/report.h"
+#include "evaluation/evaluator.h"
+#include "quant/baselines.h"
 #include "schemas/atomic_file.h"
 #include "schemas/error.h"
 #include "studies/document.h"
 #include "studies/model_lab.h"
+#include "studies/scored_caches.h"
 #include "studies/study.h"
 
 namespace kvplan::cli {
@@ -122,6 +127,67 @@ bool surprising(const studies::Outcome& outcome) {
           outcome.result.missed_references() > 0);
 }
 
+/// A profile and the scores of as many caches as the studies ask for; one published codec stands
+/// for all.
+estimates::WorkEstimate estimate_lab(const StudyFlags& flags, const LabInput& input, int caches,
+                                     const GlobalOptions& global) {
+  const models::ModelReader& model = *input.held_out.model;
+  estimates::WorkEstimate sum;
+  const auto add = [&](const estimates::WorkEstimate& work) {
+    sum.seconds += work.seconds;
+    sum.cpu_seconds += work.cpu_seconds;
+    sum.memory_bytes = std::max(sum.memory_bytes, work.memory_bytes);
+  };
+  if (!fs::exists(flags.out / "profile" / "profile.json")) {
+    calib::ProfileOptions options;
+    options.window = flags.input.window;
+    options.threads = global.threads;
+    options.weights = flags.input.weights;
+    add(estimates::estimate_profile(model, input.calibration.windows,
+                                    input.calibration.source_infos(), options));
+  }
+  const PlanBundle codec =
+      quant::baseline_plan("turboquant:3", model.spec(), 4, flags.input.window, global.seed,
+                           models::rotary_frequencies(model.config()));
+  std::vector<evaluation::Candidate> candidates;
+  for (int i = 0; i < caches; ++i) candidates.push_back({"cache " + std::to_string(i), &codec});
+  evaluation::EvaluateOptions options;
+  options.window = flags.input.window;
+  options.threads = global.threads;
+  options.weights = flags.input.weights;
+  add(estimates::estimate_evaluation(model, input.held_out.windows, candidates, options));
+  return sum;
+}
+
+void dry_run(const StudyFlags& flags, const std::vector<const studies::Study*>& chosen,
+             const LabInput* input, const GlobalOptions& global) {
+  int caches = 0;
+  nlohmann::json others = nlohmann::json::array();
+  std::string names;
+  for (const auto* study : chosen) {
+    const auto count = studies::scored_caches(study->info.id);
+    if (count) {
+      caches += *count;
+    } else {
+      others.push_back(study->info.id);
+      names += " " + study->info.id;
+    }
+  }
+  const std::string what = "would run " + std::to_string(chosen.size()) + " studies" +
+                           (input ? " on " + described(input->held_out, flags.input) : "");
+  const nlohmann::json facts = {
+      {"command", "study"}, {"studies", chosen.size()}, {"not_estimated", others}};
+  if (input && caches > 0) {
+    print_dry_run(
+        what + (names.empty() ? "" : ", of which there is no estimate for" + names), facts,
+        [&] { return estimate_lab(flags, *input, caches, global); }, global);
+  } else if (global.json) {
+    std::cout << facts.dump(1) << '\n';
+  } else {
+    std::cout << what << "; there is no estimate for them\n";
+  }
+}
+
 int run(const StudyFlags& flags, const GlobalOptions& global) {
   if (flags.list) return list();
   const auto chosen = chosen_studies(flags);
@@ -133,8 +199,7 @@ int run(const StudyFlags& flags, const GlobalOptions& global) {
     input = open_lab_input(flags);
   }
   if (global.dry_run) {
-    std::cout << "would run " << chosen.size() << " studies"
-              << (input ? " on " + described(input->held_out, flags.input) : "") << '\n';
+    dry_run(flags, chosen, input ? &*input : nullptr, global);
     return 0;
   }
   ProgressPrinter printer(global.verbosity());

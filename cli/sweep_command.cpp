@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/dry_run.h"
 #include "evaluation/evaluator.h"
 #include "planner/allocator.h"
 #include "planner/budget.h"
@@ -141,11 +142,6 @@ int run(const SweepFlags& flags, const GlobalOptions& global) {
     points.push_back({"plan at " + significant(bits, 4) + " bits", 0, 0, bits, {}});
     bundles.push_back(std::move(bundle));
   }
-  if (global.dry_run) {
-    std::cout << "would evaluate " << points.size() << " configurations on " << input.windows.size()
-              << " windows\n";
-    return 0;
-  }
   std::vector<evaluation::Candidate> candidates;
   for (std::size_t i = 0; i < points.size(); ++i)
     candidates.push_back({points[i].name, &bundles[i]});
@@ -154,6 +150,22 @@ int run(const SweepFlags& flags, const GlobalOptions& global) {
   options.threads = global.threads;
   options.weights = flags.input.weights;
   options.bootstrap_seed = global.seed;
+  if (global.dry_run) {
+    print_dry_run(
+        "would evaluate " + std::to_string(points.size()) + " configurations on " +
+            std::to_string(input.windows.size()) + " windows of " +
+            std::to_string(flags.input.window) + " tokens",
+        {{"command", "sweep"},
+         {"configurations", points.size()},
+         {"windows", input.windows.size()},
+         {"window", flags.input.window},
+         {"out", flags.out.string()}},
+        [&] {
+          return estimates::estimate_evaluation(*input.model, input.windows, candidates, options);
+        },
+        global);
+    return 0;
+  }
   if (!flags.out.empty()) options.partial_file = flags.out.string() + ".partial";
   ProgressPrinter printer(global.verbosity());
   const Validation measured =
@@ -217,7 +229,7 @@ void add_sweep(CLI::App& app, GlobalOptions& global, Action& action) {
   command->add_option("--profile,-p", f->profile, "Profile of the plans beside the grid");
   command->add_option("--plan-bits", f->plan_bits, "Budgets of the plans")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber)
+      ->check(positive_number())
       ->capture_default_str();
   command->add_option("--group-size", f->group_size, "Of the plans")
       ->check(CLI::IsMember({8, 16, 32, 64, 128}))

@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <iostream>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "cli/commands.h"
 #include "cli/describe.h"
+#include "cli/dry_run.h"
 #include "cli/launcher.h"
 #include "cli/runtimes.h"
 #include "cli/stack_plans.h"
@@ -179,19 +181,35 @@ int run(const ValidateFlags& flags, const GlobalOptions& global) {
   }
   for (std::size_t i = 0; i < bundles.size(); ++i) candidates[i].bundle = &bundles[i];
   const TaskInputs tasks(flags, input, global.seed);
-  if (global.dry_run) {
-    std::cout << "would evaluate " << candidates.size() + 1 << " candidates on "
-              << input.windows.size() << " windows of " << flags.input.window << " tokens, "
-              << tasks.passkey.size() << " passkeys and "
-              << (tasks.prompts ? tasks.prompts->prompts.size() : 0) << " prompts, and write "
-              << out.string() << '\n';
-    return 0;
-  }
   evaluation::EvaluateOptions options;
   options.window = flags.input.window;
   options.modes = split_list(flags.modes);
   options.threads = global.threads;
   options.weights = flags.input.weights;
+  if (global.dry_run) {
+    options.devices = own_devices(flags.input.devices, nullptr);
+    const std::size_t prompts = tasks.prompts ? tasks.prompts->prompts.size() : 0;
+    std::string what = "would evaluate " + std::to_string(candidates.size() + 1) +
+                       " candidates on " + std::to_string(input.windows.size()) + " windows of " +
+                       std::to_string(flags.input.window) + " tokens and write " + out.string();
+    if (!tasks.passkey.empty() || prompts > 0)
+      what += ", and check " + std::to_string(tasks.passkey.size()) + " passkeys and " +
+              std::to_string(prompts) + " prompts, which are not in the estimate";
+    print_dry_run(
+        what,
+        {{"command", "validate"},
+         {"candidates", candidates.size() + 1},
+         {"windows", input.windows.size()},
+         {"window", flags.input.window},
+         {"passkeys", tasks.passkey.size()},
+         {"prompts", prompts},
+         {"out", out.string()}},
+        [&] {
+          return estimates::estimate_evaluation(*input.model, input.windows, candidates, options);
+        },
+        global);
+    return 0;
+  }
   const auto peers = connect_peers(flags.launcher);
   options.peers = peers.get();
   options.devices = own_devices(flags.input.devices, peers.get());
@@ -274,7 +292,14 @@ void add_validate(CLI::App& app, GlobalOptions& global, Action& action) {
       ->add_option(
           "--mode", f->modes,
           "worst (every vector quantised as produced), decode (last open page fp16), or both")
-      ->check(CLI::IsMember({"worst", "decode", "worst,decode"}))
+      ->check([](const std::string& text) {
+        const auto modes = split_list(text);
+        const bool good = !modes.empty() && std::ranges::all_of(modes, [](const auto& mode) {
+          return mode == "worst" || mode == "decode";
+        });
+        return good ? std::string()
+                    : "expected worst, decode or worst,decode, found '" + text + "'";
+      })
       ->capture_default_str();
   command
       ->add_option(

@@ -7,6 +7,11 @@ install(TARGETS kvplan_schemas kvplan_quant kvplan_planner EXPORT kvplan-targets
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT development
   FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvplan COMPONENT development)
 install(EXPORT kvplan-targets NAMESPACE kvplan:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvplan COMPONENT development)
+# A file of its own: only who asks for the exporters needs yaml-cpp.
+install(TARGETS kvplan_exporters EXPORT kvplan-exporters-targets COMPONENT development
+  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT development
+  FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvplan COMPONENT development)
+install(EXPORT kvplan-exporters-targets NAMESPACE kvplan:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvplan COMPONENT development)
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/kvplan-config.cmake.in ${PROJECT_BINARY_DIR}/kvplan-config.cmake
   INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvplan)
 # Until 1.0 a minor version may change the C++ interface.

@@ -312,6 +312,14 @@ void write_profile(const Profile& profile, const std::filesystem::path& folder) 
 
 Profile read_profile(const std::filesystem::path& folder) {
   const std::string file = (folder / kDocumentFile).string();
+  if (!std::filesystem::exists(file) && std::filesystem::is_directory(folder))
+    throw InputError(
+        folder.string(), "",
+        "expected the folder of a profile, which holds profile.json; found " +
+            std::string(std::filesystem::exists(folder / "plan.json") ? "a plan"
+                        : std::filesystem::exists(folder / "checkpoint")
+                            ? "an unfinished one: the same profile command continues it"
+                            : "none"));
   ProfileDocument document = profile_from_json(read_document(file), file);
   TensorReader reader(folder / kTensorsFile, document.tensors_sha256);
   read_tensors(document.profile, reader);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs every test executable of a build folder and the command-line tests, adds up the counts.
 
-  run_tests.py BUILD_DIR [NAME_PART]
+  run_tests.py [--executables] BUILD_DIR [NAME_PART]      --executables: without the command-line tests
 
 Last line: "N passed, N failed, N skipped". Exit status 1 if any test failed or no test ran.
 """
@@ -41,12 +41,14 @@ def run_unittest(script, build):
 
 
 def main():
-    build = pathlib.Path(sys.argv[1]).resolve()
-    wanted = sys.argv[2] if len(sys.argv) > 2 else ""
+    arguments = [a for a in sys.argv[1:] if a != "--executables"]
+    build = pathlib.Path(arguments[0]).resolve()
+    wanted = arguments[1] if len(arguments) > 1 else ""
     tests = pathlib.Path(__file__).resolve().parent.parent / "tests"
     total = [0, 0, 0]
     jobs = [(p.name, lambda p=p: run_gtest(p)) for p in sorted((build / "tests").glob("*_test"))]
-    jobs += [(p.name, lambda p=p: run_unittest(p, build)) for p in sorted(tests.rglob("test_*.py"))]
+    if "--executables" not in sys.argv:
+        jobs += [(p.name, lambda p=p: run_unittest(p, build)) for p in sorted(tests.rglob("test_*.py"))]
     for name, job in jobs:
         if wanted not in name:
             continue

@@ -7,13 +7,25 @@ const chosen = {entry: null, reference: null, layer: 0, head: 0};
 
 // Budgets
 
-/** Sizes to choose from, ascending: {bits, kl, entry}; only plans have an entry, of other points of the front the sums alone are known. */
-function budgets(front, inside) {
-  const own = plans.map((entry) => ({bits: entry.plan.effective_bits, kl: entry.plan.predicted_kl, entry}));
+/** A point of the front as an entry like a plan's: the owner's with other widths, {effective_bits, predicted_kl, widths} of the report's data. */
+function frontEntry(owner, {effective_bits, predicted_kl, widths}) {
+  let at = 0;
+  const side = ({heads}) => {
+    const mapped = heads.map((head) => ({widths: head.widths.map(() => parseInt(widths[at++], 36)), outliers: []}));
+    return {heads: mapped, bits: mean(mapped.map((head) => mean(head.widths)))};
+  };
+  const layers = owner.plan.layers.map((layer) => ({index: layer.index, predicted_kl_share: null, k: side(layer.k), v: side(layer.v)}));
+  return {name: `front at ${fixed(effective_bits, 3)} bits`, plan: {...owner.plan, effective_bits, predicted_kl, layers}};
+}
+
+/** Sizes to choose from, ascending: {bits, kl, entry, ofFront}. Points of the front have an entry where the report knows their widths, else null. */
+function budgets(owner, inside) {
+  const own = plans.map((entry) => ({bits: entry.plan.effective_bits, kl: entry.plan.predicted_kl, entry, ofFront: false}));
   const isOwn = (p) => own.some(({bits, kl}) => Math.abs(bits - p.effective_bits) < 1e-9 && Math.abs(kl - p.predicted_kl) <= 1e-9 * kl);
-  const sums = front.filter((p) => inside({x: p.effective_bits, y: p.predicted_kl}) && !isOwn(p))
-    .map((p) => ({bits: p.effective_bits, kl: p.predicted_kl, entry: null}));
-  return [...own, ...sums].sort((a, b) => a.bits - b.bits);
+  const points = owner.front_maps.length ? owner.front_maps : owner.plan.front;
+  const others = points.filter((p) => inside({x: p.effective_bits, y: p.predicted_kl}) && !isOwn(p))
+    .map((p) => ({bits: p.effective_bits, kl: p.predicted_kl, entry: p.widths ? frontEntry(owner, p) : null, ofFront: true}));
+  return [...own, ...others].sort((a, b) => a.bits - b.bits);
 }
 
 /** The given plan whose map stands for a budget: the largest within it, else the smallest. */
@@ -22,8 +34,10 @@ function planWithin(bits) {
   return sizes.findLast(({plan}) => plan.effective_bits <= bits + 1e-9) ?? sizes[0];
 }
 
-function budgetText({bits, kl, entry}, owner) {
+function budgetText({bits, kl, entry, ofFront}, owner) {
   const size = `${fixed(bits, 3)} effective bits, ${fixed(16 / bits, 2)}× smaller than fp16`;
+  const command = `kvplan plan --bits ${fixed(Math.ceil(1e4 * bits) / 1e4, 4)} with the profile and the other options of ${owner.name} makes the plan of this point.`;
+  if (entry && ofFront) return `${size}; predicted KL ${significant(kl)}. The map below is that of this point. ${command}`;
   if (entry) {
     const result = planResult(entry);
     return `${entry.name}: ${size}, ${whole(entry.plan.bytes_per_token)} bytes per token; ${kl === null ? 'no predicted KL (imported)' : `predicted KL ${significant(kl)}`}` +
@@ -31,9 +45,8 @@ function budgetText({bits, kl, entry}, owner) {
   }
   const near = planWithin(bits);
   const reason = near.plan.effective_bits <= bits + 1e-9 ? 'the largest plan of this report within the budget' : 'the smallest plan of this report, above the budget';
-  return `${size}; predicted KL ${significant(kl)}. Of this point the plan file knows only these sums, not the widths: the map below is that of ` +
-    `${near.name} (${fixed(near.plan.effective_bits, 3)} bits), ${reason}. kvplan plan --bits ${fixed(Math.ceil(1e4 * bits) / 1e4, 4)} with the profile and the other ` +
-    `options of ${owner.name} makes the plan of this point.`;
+  return `${size}; predicted KL ${significant(kl)}. Of this point the plan file knows only these sums, not the widths (kvplan report --profile finds them): ` +
+    `the map below is that of ${near.name} (${fixed(near.plan.effective_bits, 3)} bits), ${reason}. ${command}`;
 }
 
 /** Slider over the budgets; `moved` gets the chosen one. */
@@ -44,9 +57,10 @@ function budgetControls(stops, owner, moved) {
   function set(index) {
     const stop = stops[index];
     slider.value = index;
-    slider.setAttribute('aria-valuetext', `${fixed(stop.bits, 2)} bits${stop.entry ? `, plan ${stop.entry.name}` : ''}`);
+    const given = stop.ofFront ? null : stop.entry;
+    slider.setAttribute('aria-valuetext', `${fixed(stop.bits, 2)} bits${given ? `, plan ${given.name}` : ''}`);
     text.textContent = budgetText(stop, owner);
-    jump.control.value = plans.indexOf(stop.entry ?? planWithin(stop.bits));
+    jump.control.value = plans.indexOf(given ?? planWithin(stop.bits));
     moved(stop);
   }
   slider.addEventListener('input', () => set(Number(slider.value)));
@@ -77,7 +91,7 @@ function frontSection() {
     series('plans, measured', measured.filter(inside), '--plan', {pointRadius: 6, pointStyle: 'rectRot'}),
     series('baselines, measured', baselines.filter(inside), '--value', {pointRadius: 5, pointStyle: 'triangle'}),
   ].filter(({data}) => data.length);
-  const stops = budgets(front, inside);
+  const stops = budgets(owner, inside);
   const {controls, text, begin} = budgetControls(stops, owner, ({bits, kl, entry}) => {
     marker.splice(0, 1, ...(kl > 0 ? [{x: bits, y: kl}] : []));
     drawn?.querySelectorAll('canvas').forEach((canvas) => Chart.getChart(canvas)?.update('none'));
@@ -179,7 +193,8 @@ function chooseCell(layer, head = chosen.head) {
   }
   const parts = [];
   if (first) {
-    const rows = plans.flatMap(({name, plan}) => ['k', 'v'].filter(() => plan.layers[layer]?.k.heads[head]).map((side) => {
+    const shown = !chosen.entry || plans.includes(chosen.entry) ? plans : [...plans, chosen.entry];
+    const rows = shown.flatMap(({name, plan}) => ['k', 'v'].filter(() => plan.layers[layer]?.k.heads[head]).map((side) => {
       const {heads, codec} = plan.layers[layer][side], {widths, outliers} = heads[head];
       return {plan: name === chosen.entry?.name, cells: [name, side === 'k' ? 'keys' : 'values', fixed(mean(widths), 2), widths.join(' '),
         outliers.length ? outliers.join(' ') : '–', codec ?? plan.codec, plan.layers[layer].predicted_kl_share === null ? '–' : percent(plan.layers[layer].predicted_kl_share)]};

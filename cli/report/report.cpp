@@ -46,8 +46,14 @@ std::string report_html(const std::string& profile_json, const std::vector<Repor
     json plan = json::parse(p.plan_json);
     // As text: JavaScript's integers end at 2^53.
     for (json* holder : {&plan, &plan["rotation"]}) (*holder)["seed"] = (*holder)["seed"].dump();
+    json maps = json::array();
+    for (const auto& [point, widths] : p.front)
+      maps.push_back({{"effective_bits", point.effective_bits},
+                      {"predicted_kl", point.predicted_kl},
+                      {"widths", widths}});
     data["plans"].push_back({{"name", p.name},
                              {"plan", std::move(plan)},
+                             {"front_maps", std::move(maps)},
                              {"validation", parse_or_null(p.validation_json)}});
   }
   std::string html(assets::kHtml);

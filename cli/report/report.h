@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "cli/report/front_maps.h"
+
 namespace kvplan::cli {
 
 /// JSON documents to show; an empty validation_json is left out.
@@ -11,6 +13,7 @@ struct ReportPlan {
   std::string name;
   std::string plan_json;
   std::string validation_json;
+  std::vector<FrontMap> front;  // empty: the front has no maps
 };
 
 /// An empty profile_json is left out.

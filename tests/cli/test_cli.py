@@ -325,6 +325,29 @@ class BadInput(CliTest):
                 self.assertNotEqual(done.stderr, "")
                 self.assertFalse(pathlib.Path("x").exists())
 
+    def test_advice(self):
+        """What was typed wrong is named, with what would have been right."""
+        plan = self.plan("plan")
+        unfinished = self.folder / "unfinished" / "checkpoint"
+        unfinished.mkdir(parents=True)
+        text = ["--text", TEXT, "--out", self.folder / "x"]
+        for code, words, args in (
+                (2, "commands are inspect profile", []), (2, "there is no command 'quantize'", ["quantize", MODEL]),
+                (2, 'did you mean "profile"?', ["profil"]), (2, 'did you mean "--model"?', ["profile", "--modle", MODEL]),
+                (2, "did you mean --model model.gguf?", ["profile", "model.gguf"]),
+                (2, "did you mean --plan plan?", ["export", "vllm", "plan"]),
+                (2, "expected a number above 0, found '3bit'", ["plan", "--profile", PROFILE, "--bits", "3bit", "--out", "x"]),
+                (2, "not fisher or uniform", ["plan", "--profile", PROFILE, "--bits", 3, "--policy", "q4", "--out", "x"]),
+                (2, "found 'both'", ["validate", "--model", MODEL, *text, "--plan", plan, "--mode", "both"]),
+                (2, "not in {bash,fish,zsh}", ["completion", "tcsh"]), (2, "not in {fp32,bf16,fp16}", ["profile", "--model", MODEL, *text, "--dtype", "int8"]),
+                (3, "kvplan downloads nothing", ["profile", "--model", "HuggingFaceTB/SmolLM2-135M", *text]),
+                (3, "found none of them", ["inspect", self.folder]), (3, "found a plan", ["plan", "--profile", plan, "--bits", 3, "--out", "x"]),
+                (3, "continues it", ["report", "--profile", unfinished.parent, "--out", "x"])):
+            with self.subTest(args=args):
+                self.fails(code, words, *args)
+        for args in (["help"], ["help", "plan"]):
+            self.assertIn("--json" if len(args) == 2 else "Subcommands", self.succeeds(*args).stdout)
+
     def test_truncated_weights(self):
         def cut(folder):
             data = (folder / "model.safetensors").read_bytes()

@@ -68,7 +68,11 @@ class ValidateAs(CliTest):
         self.fails(2, "unknown stack", *flags, "--as", "nothing")
         self.fails(2, "types of keys and values", *flags, "--as", "llamacpp:q8_0,")
         self.fails(2, "types of keys and values", *flags, "--as", "llamacpp:q8_0,q4_0,q4_0")
-        self.fails(3, "multiple of 32", *flags, "--as", "llamacpp:q8_0,q4_0")
+        for types in ("q9_9,q4_0", "q4_0,q9_9", "q4_0,q4_0+wht=64", "turboquant:3,f16"):
+            wrong = next(t for t in types.split(",") if t not in ("q4_0", "f16"))
+            self.fails(2, f"no cache type '{wrong}' that kvplan knows; expected one of f16, q8_0", *flags, "--as", "llamacpp:" + types)
+        for types in ("q8_0,q4_0", "iq4_nl,q5_1"):
+            self.fails(3, "multiple of 32", *flags, "--as", "llamacpp:" + types)
 
 
 class SizeStacks(CliTest):

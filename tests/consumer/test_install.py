@@ -48,6 +48,7 @@ class Install(unittest.TestCase):
                       "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_COMPILER_LAUNCHER={self.cached('CMAKE_CXX_COMPILER_LAUNCHER')}")
         self.succeeds("cmake", "--build", build)
         self.assertIn("cost 0.25", self.succeeds(build / "consumer", PLAN))
+        self.assertRegex(self.succeeds(build / "export_consumer", "kvtuner", PLAN), r"\.yaml: \d+ bytes")
 
     def test_nothing_installed_names_the_source_or_build_folder(self):
         for path in [*PREFIX.rglob("*.cmake"), *PREFIX.rglob("*.pc")]:

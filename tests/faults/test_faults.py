@@ -23,6 +23,7 @@ KILLS = int(os.environ.get("KVPLAN_FAULT_KILLS", "10"))
 LIBC = ctypes.CDLL(None)
 PR_CAPBSET_DROP = 24  # linux/prctl.h
 GIB = 1 << 30
+SHIM = pathlib.Path(__file__).resolve().parent / "shim.c"
 
 
 def start(*args, **more):
@@ -107,6 +108,44 @@ class Machine(CliTest):
         _, stderr = child.communicate()
         self.assertEqual(child.returncode, 7)
         self.assertIn("could not be read", stderr)
+
+    def shimmed(self, **variables):
+        """The environment that puts shim.c between the program and the C library."""
+        library = self.folder / "shim.so"
+        subprocess.run(["cc", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, SHIM, "-ldl"], check=True)
+        return {**os.environ, "LD_PRELOAD": str(library), **variables}
+
+    def test_clock_that_jumps(self):
+        """By decades, forwards and backwards, with a checkpoint from the future: same bytes."""
+        steady, jumping = self.folder / "steady", self.folder / "jumping"
+        self.succeeds(*profile_args(steady, tokens=1024))
+        env = self.shimmed(SHIM_CLOCK="1")
+        years = subprocess.run([sys.executable, "-c", "import time; print(len({time.time() // 3e7 for _ in range(20)}))"], env=env,
+                               capture_output=True, text=True, check=True)
+        self.assertGreater(int(years.stdout), 3, "the shim does not jump")
+        child = start(*profile_args(jumping, tokens=1024), env=env)
+        wait_for_progress(child)
+        child.send_signal(signal.SIGINT)
+        child.communicate()
+        for file in jumping.rglob("*"):
+            os.utime(file, (1 << 32, 1 << 32))
+        if child.returncode != 0:
+            self.succeeds(*profile_args(jumping, tokens=1024), env=env)
+        for name in ("profile.json", "profile.safetensors"):
+            self.assertEqual((jumping / name).read_bytes(), (steady / name).read_bytes(), name)
+
+    def test_files_that_cannot_be_read(self):
+        """EIO from the disk: the file is named, and the exit code is that of a bad input or of the environment."""
+        plan = self.plan("plan")
+        profile = profile_args(self.folder / "out")
+        for part, args in (("config.json", profile), ("tokenizer.json", profile), ("model.safetensors", profile), (TEXT.name, profile),
+                           ("plan.json", ["inspect", plan]), ("plan.safetensors", ["inspect", plan]), ("profile.json", ["inspect", PROFILE]),
+                           ("profile.safetensors", ["inspect", PROFILE])):
+            with self.subTest(file=part):
+                done = run(*args, env=self.shimmed(SHIM_EIO=part))
+                self.assertIn(done.returncode, (3, 7), done.stderr)
+                self.assertIn(part, done.stderr)
+                self.assertFalse((self.folder / "out" / "profile.json").exists())
 
     def test_no_permission(self):
         """Root may do everything, so where the tests run as root the program runs without root's capabilities."""

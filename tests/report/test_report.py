@@ -168,17 +168,60 @@ class Explores(Report):
             self.browser.point_at(f"#plans th:nth-child({column}) button", click=True)
             self.assertEqual(self.texts("#plans tbody td:first-child")[0], "bits3")
 
-    def test_the_slider_shows_plans_and_says_where_only_sums_are_known(self):
-        self.open()
-        stops = int(self.browser.evaluate("document.getElementById('budget').max")) + 1
-        self.assertGreater(stops, len(BITS))
-        seen, sizes = set(), []
-        for index in range(0, stops):
+    def stops(self):
+        """Everything the slider stops at: (what it says, its bits, the index of the plan that it is or None)."""
+        for index in range(int(self.browser.evaluate("document.getElementById('budget').max")) + 1):
             self.slide(index)
             said = self.text("#budget-text")
-            bits = float(re.search(r"([\d.]+) effective bits", said)[1])
+            yield said, float(re.search(r"([\d.]+) effective bits", said)[1]), next((i for i, p in enumerate(self.plans) if said.startswith(p.name + ":")), None)
+
+    def test_the_slider_shows_the_map_of_every_point(self):
+        self.open()
+        seen, sizes, checked = set(), [], 0
+        for said, bits, own in self.stops():
             sizes.append(bits)
-            own = next((i for i, plan in enumerate(self.plans) if said.startswith(plan.name + ":")), None)
+            if own is not None:
+                seen.add(own)
+                self.assertIn("The map below is this plan's", said)
+                self.assertMap(self.documents[own])
+                continue
+            self.assertIn("The map below is that of this point", said)
+            if len(sizes) % 12 == 0:  # what the plan command makes of the point
+                document = self.planned(re.search(r"kvplan plan --bits ([\d.]+)", said)[1])
+                self.assertAlmostEqual(document["effective_bits"], bits, delta=6e-4)
+                self.assertMap(document)
+                self.assertIn(self.text("#map-of").split(" of ")[1].split(".")[0], f"front at {bits:.3f} bits")
+                checked += 1
+        self.assertEqual(seen, {0, 1, 2})
+        self.assertEqual(sizes, sorted(sizes))
+        self.assertGreater(checked, 2)
+        self.assertGreater(len(sizes), 30)
+
+    def planned(self, bits):
+        out = self.folder / f"at-{bits}"
+        made("plan", "--profile", PROFILE, "--bits", bits, "--context", 256, "--out", out)
+        return json.loads((out / "plan.json").read_text())
+
+    def test_constraints_are_found_again_or_nothing_is_shown(self):
+        merged, narrow = self.folder / "merged", self.folder / "narrow"
+        made("plan", "--profile", PROFILE, "--bits", 10, "--context", 256, "--merge", "layer", "--skip-layers", 0, "--out", merged)
+        made("plan", "--profile", PROFILE, "--bits", 3, "--context", 256, "--widths", "2,3,4", "--out", narrow)
+        for plan, known in ((merged, True), (narrow, False)):
+            with self.subTest(plan=plan.name):
+                page = self.folder / f"{plan.name}.html"
+                made("report", "--profile", PROFILE, "--plan", plan, "--out", page)
+                self.open(page)
+                points = [said for said, *_ in self.stops() if not said.startswith(plan.name + ":")]
+                self.assertGreater(len(points), 2)
+                self.assertEqual(["The map below is that of this point" in said for said in points], [known] * len(points))
+                self.assertEqual(["knows only these sums" in said for said in points], [not known] * len(points))
+
+    def test_without_a_profile_the_slider_says_where_only_sums_are_known(self):
+        page = self.folder / "plans.html"
+        made("report", "--plan", *self.plans, "--out", page)
+        self.open(page)
+        seen = set()
+        for said, bits, own in self.stops():
             if own is None:
                 self.assertIn("knows only these sums", said)
                 within = [i for i, d in enumerate(self.documents) if d["effective_bits"] <= bits + 1e-3]
@@ -186,11 +229,8 @@ class Explores(Report):
                 self.assertIn(f"the map below is that of {self.plans[own].name} (", said)
             else:
                 seen.add(own)
-                self.assertIn("The map below is this plan's", said)
-            if index % 16 == 0 or own in seen:
-                self.assertMap(self.documents[own])
+        self.assertMap(self.documents[own])
         self.assertEqual(seen, {0, 1, 2})
-        self.assertEqual(sizes, sorted(sizes))
 
     def test_a_plan_is_picked_and_compared(self):
         self.open()

@@ -3,6 +3,10 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 #include <cstring>
 #include <exception>
 #include <map>
@@ -27,6 +31,7 @@ struct Fiber {
   std::unique_ptr<std::byte[]> stack;
   ucontext_t start;
   jmp_buf state;
+  void* sanitizer = nullptr;  // what AddressSanitizer keeps of it
   bool started = false, finished = false;
 };
 
@@ -56,9 +61,29 @@ struct Machine {
   std::uint64_t events = 0;  // barriers passed and threads finished
   std::exception_ptr error;
   jmp_buf scheduler;
+  const void* scheduler_stack = nullptr;  // as AddressSanitizer tells it
+  std::size_t scheduler_stack_bytes = 0;
 };
 
 Machine machine;
+
+#ifdef __SANITIZE_ADDRESS__
+// AddressSanitizer must know which stack is in use; nothing else depends on these.
+void leave_for(void** own, const void* stack, std::size_t bytes) {
+  __sanitizer_start_switch_fiber(own, stack, bytes);
+}
+void arrive(void* own, const void** from, std::size_t* bytes) {
+  __sanitizer_finish_switch_fiber(own, from, bytes);
+}
+#else
+void leave_for(void**, const void*, std::size_t) {}
+void arrive(void*, const void**, std::size_t*) {}
+#endif
+
+void leave_for_scheduler(void** own) {
+  leave_for(own, machine.scheduler_stack, machine.scheduler_stack_bytes);
+  _longjmp(machine.scheduler, 1);
+}
 
 void pass(Barrier& barrier) {
   barrier.arrived = 0;
@@ -68,8 +93,9 @@ void pass(Barrier& barrier) {
 
 // Back to the scheduler; returns when the fiber is scheduled again.
 void yield() {
-  if (_setjmp(machine.fibers[static_cast<std::size_t>(machine.current)].state) == 0)
-    _longjmp(machine.scheduler, 1);
+  Fiber& fiber = machine.fibers[static_cast<std::size_t>(machine.current)];
+  if (_setjmp(fiber.state) == 0) leave_for_scheduler(&fiber.sanitizer);
+  arrive(fiber.sanitizer, &machine.scheduler_stack, &machine.scheduler_stack_bytes);
 }
 
 void wait(Barrier& barrier, const int& members) {
@@ -79,6 +105,7 @@ void wait(Barrier& barrier, const int& members) {
 }
 
 void fiber_main() {
+  arrive(nullptr, &machine.scheduler_stack, &machine.scheduler_stack_bytes);
   try {
     (*machine.body)();
   } catch (...) {
@@ -92,13 +119,15 @@ void fiber_main() {
   if (--warp.alive > 0 && warp.barrier.arrived == warp.alive) pass(warp.barrier);
   if (--machine.alive > 0 && machine.block_barrier.arrived == machine.alive)
     pass(machine.block_barrier);
-  _longjmp(machine.scheduler, 1);
+  leave_for_scheduler(nullptr);  // for good
 }
 
 void resume(int index) {
   machine.current = index;
   Fiber& fiber = machine.fibers[static_cast<std::size_t>(index)];
-  if (_setjmp(machine.scheduler) != 0) return;
+  void* volatile own = nullptr;
+  if (_setjmp(machine.scheduler) != 0) return arrive(own, nullptr, nullptr);
+  leave_for(const_cast<void**>(&own), fiber.stack.get(), kStackBytes);
   if (fiber.started) _longjmp(fiber.state, 1);
   fiber.started = true;
   setcontext(&fiber.start);
