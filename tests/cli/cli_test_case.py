@@ -31,7 +31,7 @@ def make_model(folder, seed):
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
-                         initializer_range=0.2)
+                         initializer_range=0.2, eos_token_id=None)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
 
