@@ -198,11 +198,15 @@ forward::Workload profile_workload(const models::ModelReader& model, const Profi
       rows += (std::ssize(layer.side(side).cross.data) + std::ssize(layer.side(side).phase.data)) *
               std::int64_t{sizeof(float)};
   }
+  // Keys before and after rotary, values, gradients and what they are turned or squared into.
+  constexpr std::int64_t kStatisticsCopies = 7;
+  const std::int64_t statistics =
+      kStatisticsCopies * tokens * config.kv_heads * config.head_dim * std::int64_t{sizeof(double)};
   const std::int64_t nodes = std::bit_width(static_cast<std::uint64_t>(windows)) + 1;
   return {.units = (windows + options.batch - 1) / options.batch,
           // A checkpoint holds a second copy of the nodes for a moment.
           .fixed_bytes = forward::kProcessBytes + rows + 2 * nodes * sums +
-                         forward::layer_bytes(config, tokens, /*gradients=*/true) +
+                         forward::layer_bytes(config, tokens, /*gradients=*/true) + statistics +
                          head_bytes(config, !options.devices.front().is_cpu()),
           .unit_bytes = options.batch * sums + 2 * activation,
           .boundary_bytes = (config.num_layers + 1) * activation};

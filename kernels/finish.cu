@@ -157,8 +157,7 @@ KVPLAN_DEVICE void merge_states(const AttentionView& v, const SegmentGroup& grou
   const int column = s * group.columns + c;
   w.states[column] = {maximum, total > 0 ? 1 / total : 0, packed, factor};
   const std::int64_t row = group.row(v, column);
-  if (v.lse != nullptr && row >= 0 && block_z() == 0)
-    v.lse[row] = kLn2 * (maximum + std::log2(total));
+  if (v.lse != nullptr && row >= 0) v.lse[row] = kLn2 * (maximum + std::log2(total));
 }
 
 /// Writes a lane's fragment of a tile: put(coordinate of the tile, column of the product, value).

@@ -13,6 +13,8 @@
 #include <limits>
 
 #include "kernels/cuda_cache.h"
+#include "kernels/views.h"
+#include "quant/codebook.h"
 #include "quant/packing.h"
 #include "quant/random.h"
 #include "schemas/error.h"
@@ -176,6 +178,49 @@ TEST_P(RuntimePlans, AttendsAndReadsBackAsTheReference) {
 
 INSTANTIATE_TEST_SUITE_P(Plans, RuntimePlans, ::testing::ValuesIn(paged_plans()),
                          [](const auto& info) { return std::string(info.param.name); });
+
+// Layers that have a decode kernel of their own: many pages for a warp, masks, a forced rescale.
+class UniformRuntime : public ::testing::TestWithParam<UniformWidths> {
+ protected:
+  void SetUp() override {
+    if (device_is_missing()) GTEST_SKIP() << kvplan_last_error();
+  }
+};
+
+PlanBundle uniform_plan(const UniformWidths& widths) {
+  const std::string keys = std::to_string(widths.keys), values = std::to_string(widths.values);
+  PlanBundle bundle = rotated_plan(
+      "turboquant:" + (keys == values ? keys : keys + "/" + values) + "+hadamard+nc+gauss",
+      quant::kTileCoordinates * widths.tiles);
+  for (auto& [width, name] : bundle.plan.codebooks) {
+    name = width == 2 || width == 8 ? "uniform" : "lloyd_max_byte";
+    bundle.tensors.levels[width] = quant::codebook(name, width).levels;
+  }
+  return bundle;
+}
+
+TEST_P(UniformRuntime, AttendsAsTheReference) {
+  const PlanBundle bundle = uniform_plan(GetParam());
+  CacheGeometry geometry = geometry_of(bundle, 2, 2, 1100);
+  geometry.max_query_tokens = 2;
+  const DecodeShape shape = decode_shape(quant::page_format(bundle).front(),
+                                         bundle.plan.model.head_dim, 0, false, kColumns / 2, 1);
+  ASSERT_GE(shape.uniform, 0);
+  EXPECT_EQ(kUniformWidths[shape.uniform], GetParam());
+  Both both(bundle, geometry);
+  both.step({{0, 1030}, {1, 133}}, {});
+  const AttentionOptions all, window{.window = 300}, capped{.soft_cap = 3},
+      sharp{.scale = 0.3F};  // scores that outgrow the running maximum
+  both.step({{0, 2}, {1, 1}}, {all, window, capped, sharp});
+  both.step({{1, 2}}, {all});
+}
+
+INSTANTIATE_TEST_SUITE_P(Widths, UniformRuntime, ::testing::ValuesIn(kUniformWidths),
+                         [](const auto& info) {
+                           const UniformWidths& w = info.param;
+                           return "K" + std::to_string(w.keys) + "V" + std::to_string(w.values) +
+                                  "Tiles" + std::to_string(w.tiles);
+                         });
 
 TEST_F(Runtime, AttendsAtEveryLengthAroundSinksAndPages) {
   const PlanBundle bundle = mixed_plan();
