@@ -52,6 +52,10 @@ void require_limits(const PlanBundle& bundle, const quant::CacheGeometry& geomet
     throw InputError("plan.json", "/model/head_dim",
                      "the CUDA runtime holds heads of at most " + std::to_string(kMaxHeadDim) +
                          " channels, found " + std::to_string(model.head_dim));
+  if (model.kv_heads > kMaxKvHeads)
+    throw InputError("plan.json", "/model/kv_heads",
+                     "the CUDA runtime holds at most " + std::to_string(kMaxKvHeads) +
+                         " KV heads, found " + std::to_string(model.kv_heads));
   if (bundle.plan.layers.empty())
     throw InputError("plan.json", "/layers", "expected at least one layer");
 }
@@ -66,7 +70,7 @@ CachePlan plan_cache(const PlanBundle& bundle, const quant::CacheGeometry& geome
   plan.formats = quant::page_format(bundle);
   plan.geometry = geometry;
   plan.geometry.blocks = quant::pool_blocks(geometry, bundle.plan.sink_tokens);
-  plan.grid = {0, 0};
+  plan.grid = {0};
   const int columns = std::min(
       kColumns, geometry.max_query_tokens * (geometry.query_heads / bundle.plan.model.kv_heads));
   for (std::size_t l = 0; l < plan.formats.size(); ++l) {
@@ -74,8 +78,7 @@ CachePlan plan_cache(const PlanBundle& bundle, const quant::CacheGeometry& geome
     const DecodeShape& shape = plan.decode_shapes.emplace_back(
         decode_shape(format, bundle.plan.model.head_dim, quant::phase_steps(format),
                      needs_split_tile(bundle, format, l), columns, multiprocessors));
-    if (shape.blocks * shape.block_warps > plan.grid.blocks * plan.grid.warps)
-      plan.grid = {shape.blocks, shape.block_warps};
+    plan.grid.blocks = std::max(plan.grid.blocks, shape.blocks);
     plan.block_bytes += format.block_bytes;
   }
   plan.size = quant::cache_size(bundle, geometry, plan.grid);
@@ -164,28 +167,36 @@ void Cache::place_workspace(const CachePlan& plan, const quant::SharedBuffers& b
   AttentionView view;
   view.batch = batch_;
   view.queries_per_kv = geometry_.query_heads / kv_heads();
-  view.query = take<uint2>(workspace_, parts, buffers.query);
-  view.bias = take<float2>(workspace_, parts, buffers.bias);
-  view.constant = take<float>(workspace_, parts, buffers.constant);
-  view.centre = take<float2>(workspace_, parts, buffers.centre);
-  view.segment_warps = take<int2>(workspace_, parts, buffers.segment_warps);
-  view.slot_owner = take<std::int32_t>(workspace_, parts, buffers.slot_owner);
-  view.slot_state = take<float2>(workspace_, parts, buffers.slot_state);
-  view.slot_output = take<float4>(workspace_, parts, buffers.slot_output);
+  view.arrived = take<std::int32_t>(workspace_, parts, buffers.arrived);
+  view.part_state = take<float2>(workspace_, parts, buffers.part_state);
+  view.part_output = take<float>(workspace_, parts, buffers.part_output);
   view.plain_state = take<float2>(workspace_, parts, buffers.plain_state);
-  view.plain_output = take<float4>(workspace_, parts, buffers.plain_output);
-  view.plain_tiles = plain_tiles(head_dim());
+  view.plain_output = take<float>(workspace_, parts, buffers.plain_output);
+  view.plain_chunks = quant::plain_chunks(sink_tokens());
+  check(cudaMemset(view.arrived, 0, buffers.arrived), "clearing the workspace");
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     view.layer = layers_[l];
-    view.query_tiles = view.output_tiles = 0;
-    for (const quant::HeadLayout& head : plan.formats[l].heads) {
-      view.query_tiles = std::max(view.query_tiles, head.k.tiles);
+    view.output_tiles = 0;
+    for (const quant::HeadLayout& head : plan.formats[l].heads)
       view.output_tiles = std::max(view.output_tiles, head.v.tiles);
-    }
     view.decode_blocks = plan.decode_shapes[l].blocks;
     view.block_warps = plan.decode_shapes[l].block_warps;
     attention_.push_back(view);
   }
+}
+
+void Cache::require_line(const StepChange& step) const {
+  std::int64_t units = 0;  // of a KV head and column block
+  for (const StepEntry& entry : step.entries)
+    units += entry.length / quant::kPageTokens + quant::plain_chunks(sink_tokens());
+  const int queries_per_kv = geometry_.query_heads / kv_heads();
+  const int column_blocks =
+      ceiling(std::min(step.max_tokens, geometry_.max_query_tokens) * queries_per_kv, kColumns);
+  constexpr std::int64_t kMostUnits = (std::int64_t{1} << 31) / kMostCost;
+  if (units > kMostUnits / (std::int64_t{kv_heads()} * column_blocks))
+    throw ArgumentError(
+        "the sequences of a step hold too many tokens together for one call of attention (" +
+        std::to_string(units) + " pages); attend to them in several steps");
 }
 
 const LayerView& Cache::checked_layer(int layer) const {
@@ -227,6 +238,7 @@ void Cache::begin_step(std::span<const quant::SequenceStep> step, cudaStream_t s
         "a step cannot begin while its stream is captured in a graph: capture the calls after it, "
         "and begin each step before the graph is replayed");
   StepChange change = sequences_.prepare(step);
+  require_line(change);
 
   const Staging& staging = stagings_[next_staging_];
   staging.sent.wait();
@@ -306,9 +318,7 @@ void Cache::attend(int layer, const void* q, const quant::AttentionOptions& opti
   view.out = output.half;
   view.out_float = output.single;
   view.lse = output.lse;
-  check(prepare(view, stream), "preparing attention");
-  check(decode(view, stream), "attention");
-  check(finish(view, stream), "finishing attention");
+  check(kernels::attend(view, stream), "attention");
 }
 
 void Cache::read_back(int layer, Side side, int slot, std::int64_t first, std::int64_t count,

@@ -93,6 +93,8 @@ class Cache {
   void place_layers(const PlanBundle& bundle, const CachePlan& plan);
   void place_batch(const quant::SharedBuffers& buffers);
   void place_workspace(const CachePlan& plan, const quant::SharedBuffers& buffers);
+  /// ArgumentError when attention of a step would outgrow the 32 bits that it counts its work in.
+  void require_line(const StepChange& step) const;
   const LayerView& checked_layer(int layer) const;
   /// Tokens of a slot that a layer holds.
   std::int64_t stored_length(int layer, int slot) const;

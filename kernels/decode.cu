@@ -10,7 +10,7 @@
 // Tiles whose levels are no bytes (tile_codes.cuh: tables off the grid, fp16, outliers) go through
 // fp16 mma in kernels of their own. Measurements and what was tried: docs/performance.md.
 
-#include "kernels/decode_stretch.cuh"
+#include "kernels/decode_kernel.cuh"
 #include "kernels/packed_attention.cuh"
 #include "kernels/uniform_kernels.h"
 #include "kernels/views.h"
@@ -44,7 +44,7 @@ cudaError_t configure_decode(std::size_t shared_bytes) {
   return cudaSuccess;
 }
 
-cudaError_t decode(const AttentionView& view, cudaStream_t stream) {
+cudaError_t attend(const AttentionView& view, cudaStream_t stream) {
   LaunchShape shape;
   shape.blocks = view.decode_blocks;
   shape.threads = view.block_warps * kLanes;

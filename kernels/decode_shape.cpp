@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/round.h"
 #include "kernels/views.h"
 #include "schemas/error.h"
 
@@ -41,6 +42,26 @@ class SharedSpace {
 };
 
 std::size_t rounded(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
+
+/// Its parts, one after the other.
+class Record {
+ public:
+  std::int32_t take(std::size_t bytes) {
+    const std::size_t at = end_;
+    end_ += rounded(bytes);
+    return static_cast<std::int32_t>(at);
+  }
+  std::int32_t end() const { return static_cast<std::int32_t>(end_); }
+
+ private:
+  std::size_t end_ = 0;
+};
+
+// Halves of pages of a uniform layer: keys of a page, values of the one before, and one half on
+// its way.
+constexpr std::size_t kFewestSlots = 3, kMostSlots = 8, kBarrierBytes = 8;
+// Of the pieces of a round together, unless even one takes more.
+constexpr std::size_t kMostPieceBytes = 40 * 1024;
 
 // Instructions of a warp on a tile (keys and values together, halved), as compiled for sm_90a.
 std::uint32_t tile_instructions(const quant::TileRun& run) {
@@ -82,19 +103,28 @@ bool has_only_bytes(const quant::LayerFormat& format) {
 }
 
 WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
-  constexpr std::uint32_t kPage = 300, kRun = 20, kRotaryStep = 40;
+  constexpr std::uint32_t kPage = 300, kRun = 20, kRotaryStep = 40, kChunk = 400;
   if (format.heads.size() > kMaxKvHeads)
     throw InternalError("the decode kernel serves at most " + std::to_string(kMaxKvHeads) +
                         " KV heads, found " + std::to_string(format.heads.size()));
-  WorkCosts costs;
-  for (std::size_t h = 0; h < format.heads.size(); ++h) {
-    const quant::HeadLayout& head = format.heads[h];
-    std::uint32_t sum = kPage + kRotaryStep * static_cast<std::uint32_t>(phase_steps);
+  std::vector<std::uint32_t> instructions;
+  for (const quant::HeadLayout& head : format.heads) {
+    std::uint32_t& sum =
+        instructions.emplace_back(kPage + kRotaryStep * static_cast<std::uint32_t>(phase_steps));
     for (const quant::SideLayout* side : {&head.k, &head.v})
       for (int i = 0; i < side->run_count + side->outlier_runs; ++i)
         sum += kRun + tile_instructions(side->runs[i]) * side->runs[i].tiles;
-    costs.head[h] = sum;
-    costs.all += sum;
+  }
+  // In units that leave room for long lines in 32 bits.
+  const std::uint32_t most = std::max(*std::ranges::max_element(instructions), kChunk);
+  const auto scaled = [&](std::uint32_t cost) {
+    return std::max(1u, (cost * kMostCost + most / 2) / most);
+  };
+  WorkCosts costs;
+  costs.chunk = scaled(kChunk);
+  for (std::size_t h = 0; h < instructions.size(); ++h) {
+    costs.head[h] = scaled(instructions[h]);
+    costs.all += costs.head[h];
   }
   return costs;
 }
@@ -102,7 +132,7 @@ WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
 DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int phase_steps,
                          bool split_tile, int columns, int multiprocessors) {
   DecodeShape shape;
-  shape.blocks = multiprocessors;
+  shape.blocks = std::min(multiprocessors, kMaxBlocks);
   // Tables that a run looks up, the largest first.
   std::vector<int> tables;
   std::size_t query_tiles = 0, value_tiles = 0, slot_bytes = 0, runs = 0;
@@ -122,8 +152,6 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
           tables.push_back(run.table);
       }
   }
-  const std::size_t output_tiles =
-      std::max(value_tiles, static_cast<std::size_t>(head_dim + 15) / 16);
   std::stable_sort(tables.begin(), tables.end(), [&](int a, int b) {
     return table_bytes(shape.shared.table_width[a]) > table_bytes(shape.shared.table_width[b]);
   });
@@ -138,66 +166,88 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   for (const int table : tables) {
     const auto bytes = static_cast<std::size_t>(table_bytes(shape.shared.table_width[table]));
     shape.shared.table_address[table] = take(bytes, bytes);
+    shape.shared.tables = std::max(shape.shared.tables, table + 1);
   }
   const std::size_t rotary_bytes =
       static_cast<std::size_t>(phase_steps) * kRows * kLanes * sizeof(uint4);
   if (rotary_bytes > 0) shape.shared.rotary_tile = take(rotary_bytes, 128);
   if (rotary_bytes > 0 && split_tile) shape.shared.rotary_tile_low = take(rotary_bytes, 128);
+  shape.shared.round = take(rounded(sizeof(Round)), 128);
 
-  // A warp's parts, one after the other.
-  std::size_t warp_bytes = 0;
-  const auto part = [&](std::size_t bytes) {
-    const std::size_t at = warp_bytes;
-    warp_bytes += rounded(bytes);
-    return static_cast<std::int32_t>(at);
-  };
-  constexpr std::size_t kBarrierBytes = 8;
-  const std::size_t output_bytes = (columns <= kColumns / 2 ? 2 : 4) * sizeof(float);
-  shape.shared.query_offset = part(query_tiles * kLanes * sizeof(uint2));
-  shape.shared.output_offset = part(output_tiles * kLanes * output_bytes);
-  shape.shared.state_offset = part(sizeof(SegmentState));
-  shape.shared.runs_offset = part(runs * sizeof(RunEntry));
-  const std::size_t columns_kept = columns <= kColumns / 2 ? kColumns / 2 : kColumns;
+  const int columns_kept = columns <= kColumns / 2 ? kColumns / 2 : kColumns;
   const auto frequencies = static_cast<std::size_t>(8 * phase_steps);
-  shape.shared.centre_offset = part(frequencies * columns_kept * sizeof(float2));
-  shape.shared.list_offset = part(kPageListBytes);
-  shape.shared.barriers_offset = part(8 * kBarrierBytes);
-  shape.shared.slot_bytes = static_cast<std::int32_t>(rounded(slot_bytes));
-  // Units of two pages hide more latency and share more work, but must leave room for all warps.
-  const std::size_t page_slots = 2 * rounded(slot_bytes) + frequencies * sizeof(float2);
-  shape.shared.feed_offset = static_cast<std::int32_t>(warp_bytes);
+  Record piece, warp;
+  shape.shared.query_offset = piece.take(query_tiles * kLanes * sizeof(uint2));
+  shape.shared.terms_offset = piece.take(kColumns * sizeof(ColumnTerms));
+  shape.shared.runs_offset = piece.take(runs * sizeof(RunEntry));
+  shape.shared.centre_offset =
+      piece.take(frequencies * static_cast<std::size_t>(columns_kept) * sizeof(float2));
+  shape.shared.piece_bytes = piece.end();
+  shape.shared.state_offset = warp.take(sizeof(WarpState));
+  shape.shared.list_offset = warp.take(kPageListBytes);
+  shape.shared.barriers_offset = warp.take(kMostSlots * kBarrierBytes);
+  shape.shared.warp_bytes = warp.end();
+  const std::size_t output_tiles =
+      std::max(value_tiles, static_cast<std::size_t>(plain_tiles(head_dim)));
+  shape.shared.output_bytes = static_cast<std::int32_t>(
+      rounded(output_tiles * kLanes * static_cast<std::size_t>(columns_kept) / 2 * sizeof(float)));
+  const std::size_t slot = rounded(slot_bytes);
+  shape.shared.slot_bytes = static_cast<std::int32_t>(slot);
+
+  /// Room for `warps` of them with feeds of feed_bytes, and for the pieces of a round.
+  const auto place = [&](int warps, std::size_t feed_bytes) {
+    const auto all = [&](std::size_t bytes) { return static_cast<std::size_t>(warps) * bytes; };
+    const auto outputs = all(static_cast<std::size_t>(shape.shared.output_bytes)),
+               feeds = all(feed_bytes);
+    int pieces = kMaxPieces;
+    for (; pieces > 0; --pieces) {
+      const ResultMemory results(head_dim, columns_kept, pieces);
+      const int rows = pieces * columns_kept;
+      const auto products = static_cast<std::size_t>(4 * rows * results.stride);
+      const auto measures = static_cast<std::size_t>(8 * rows * (results.stride / 16));
+      shape.shared.measures = static_cast<std::int32_t>(products);
+      const auto kept = static_cast<std::size_t>(pieces * shape.shared.piece_bytes);
+      if (static_cast<std::size_t>(results.bytes) <= feeds && products + measures <= outputs &&
+          kept <= (pieces > 1 ? kMostPieceBytes : kMaxShared))
+        break;
+    }
+    if (pieces == 0) return false;
+    SharedSpace with = space;
+    const std::int64_t at[] = {
+        with.take(static_cast<std::size_t>(pieces * shape.shared.piece_bytes), 128),
+        with.take(all(static_cast<std::size_t>(shape.shared.warp_bytes)), 128),
+        with.take(outputs, 128), with.take(feeds, 128)};
+    for (const std::int64_t address : at)
+      if (address < 0) return false;
+    shape.shared.most_pieces = pieces;
+    shape.shared.pieces = static_cast<std::int32_t>(at[0]);
+    shape.shared.warps = static_cast<std::int32_t>(at[1]);
+    shape.shared.outputs = static_cast<std::int32_t>(at[2]);
+    shape.shared.measures += shape.shared.outputs;
+    shape.shared.feeds = static_cast<std::int32_t>(at[3]);
+    shape.shared.feed_bytes = static_cast<std::int32_t>(feed_bytes);
+    shape.block_warps = warps;
+    shape.shared_bytes = with.used();
+    return true;
+  };
+
   shape.uniform = uniform_kind(format, phase_steps, columns);
   if (shape.uniform >= 0) {
-    // Keys of a page, values of the one before, and one half on its way.
-    constexpr std::size_t kFewestSlots = 3, kMostSlots = 8;
-    const std::size_t slot = rounded(slot_bytes), room = (kMaxShared - space.used()) / 128 * 128;
-    for (int warps = kDecodeWarps; warps > 0; --warps) {
-      const std::size_t each = room / static_cast<std::size_t>(warps) / 128 * 128;
-      const std::size_t slots =
-          each < warp_bytes ? 0 : std::min((each - warp_bytes) / slot, kMostSlots);
-      if (slots < kFewestSlots) continue;
-      const std::size_t bytes = warp_bytes + slots * slot;
-      shape.shared.feed_slots = static_cast<std::int32_t>(slots);
-      shape.shared.warp_region = take(bytes * static_cast<std::size_t>(warps), 128);
-      shape.shared.warp_bytes = static_cast<std::int32_t>(bytes);
-      shape.block_warps = warps;
-      shape.shared_bytes = space.used();
-      return shape;
-    }
+    for (int warps = kDecodeWarps; warps > 0; --warps)
+      for (std::size_t slots = kMostSlots; slots >= kFewestSlots; --slots)
+        if (place(warps, slots * slot)) {
+          shape.shared.feed_slots = static_cast<std::int32_t>(slots);
+          return shape;
+        }
     shape.uniform = -1;
   }
+  // Units of two pages hide more latency and share more work, but must leave room for all warps.
+  const std::size_t page_slots = 2 * slot + frequencies * sizeof(float2);
   for (const int pages : {2, 1}) {
     if (pages == 2 && (columns > kColumns / 2 || !has_only_bytes(format))) continue;
-    const std::size_t bytes = warp_bytes + rounded(static_cast<std::size_t>(pages) * page_slots);
     for (int warps = kDecodeWarps; warps > (pages == 2 ? kDecodeWarps - 1 : 0); --warps) {
-      SharedSpace with_warps = space;
-      const std::int64_t region = with_warps.take(bytes * static_cast<std::size_t>(warps), 128);
-      if (region < 0) continue;
+      if (!place(warps, rounded(static_cast<std::size_t>(pages) * page_slots))) continue;
       shape.unit_pages = pages;
-      shape.shared.warp_region = static_cast<std::int32_t>(region);
-      shape.shared.warp_bytes = static_cast<std::int32_t>(bytes);
-      shape.block_warps = warps;
-      shape.shared_bytes = with_warps.used();
       return shape;
     }
   }

@@ -3,7 +3,7 @@
 #include <array>
 #include <utility>
 
-#include "kernels/decode_stretch.cuh"
+#include "kernels/decode_kernel.cuh"
 #include "kernels/uniform_attention.cuh"
 #include "kernels/uniform_kernels.h"
 

@@ -348,6 +348,7 @@ struct RunsPath {
   using Feed = PageFeed<Pages>;
   KVPLAN_DEVICE static void attend(const AttentionView& v, const Work<Blocks>& work, Feed& feed,
                                    Running<Blocks>& r, int first, int count) {
+    clear_output(work, work.value_tiles + work.value_outlier_tiles);
 #pragma unroll 1
     for (int done = 0; done < count; done += Pages) {
       const int pages = count - done < Pages ? count - done : Pages;

@@ -141,6 +141,7 @@ class HalfFeed {
         slot_bytes_(static_cast<std::uint32_t>(map.slot_bytes)),
         slot_count_(map.feed_slots) {
     if (lane() == 0)
+#pragma unroll 1
       for (int slot = 0; slot < slot_count_; ++slot) init_barrier(barriers + 8 * slot);
     sync_warp();
   }
@@ -151,6 +152,7 @@ class HalfFeed {
     sync_warp();
     issued_ = 0;
     look_at(0);
+#pragma unroll 1
     for (int slot = 0; slot < slot_count_; ++slot) issue();
   }
   /// Address of the next half, once it is there.

@@ -48,6 +48,22 @@ KVPLAN_DEVICE void let_next_kernel_start() {
 #endif
 }
 
+// What other blocks see: writes before a fence are there when they see a write after it.
+KVPLAN_DEVICE void fence_device() { __threadfence(); }
+/// Adds and returns what was there before.
+KVPLAN_DEVICE std::int32_t add_atomic(std::int32_t& x, std::int32_t y) { return atomicAdd(&x, y); }
+/// x = max(x, y) for x, y >= 0, in shared memory.
+KVPLAN_DEVICE void max_atomic(float& x, float y) {
+  atomicMax(reinterpret_cast<int*>(&x), __float_as_int(y));
+}
+/// Between plain reads and writes of shared memory and copies to it (copy_async) that begin after a
+/// barrier of the block.
+KVPLAN_DEVICE void fence_copies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 /// Dynamic shared memory, aligned to 1024 bytes.
 KVPLAN_DEVICE std::byte* shared_memory() {
   extern __shared__ __align__(1024) std::byte bytes[];
@@ -224,7 +240,12 @@ KVPLAN_DEVICE std::uint32_t select_bytes(std::uint32_t a, std::uint32_t b, std::
 }
 /// Index of the lowest set bit of x != 0.
 KVPLAN_DEVICE int first_bit(std::uint32_t x) { return __ffs(static_cast<int>(x)) - 1; }
-/// A constant that the compiler does not see through.
+/// What the compiler does not see through.
+template <class T>
+KVPLAN_DEVICE T* opaque(T* p) {
+  asm volatile("" : "+l"(p)::"memory");
+  return p;
+}
 KVPLAN_DEVICE std::uint32_t opaque(std::uint32_t x) {
   asm volatile("" : "+r"(x));
   return x;

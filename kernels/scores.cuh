@@ -52,10 +52,9 @@ struct alignas(8 * Blocks) Output {
   float x[2 * Blocks];
 };
 
-// A warp's memory and the segment it works on.
+// What a warp knows of the piece that it works on.
 template <int Blocks>
 struct Work {
-  std::byte* region = nullptr;  // its shared memory
   const uint2* query = nullptr;
   Output<Blocks>* output = nullptr;
   const RunEntry* runs = nullptr;  // of a page: keys, outliers of keys, values, outliers of values
@@ -65,7 +64,7 @@ struct Work {
   std::uint32_t key_norms = 0, value_norms = 0;  // offsets in the second half of a page
   std::uint32_t key_scales = 0, value_scales = 0;
   int norm_bytes[2] = {0, 0};
-  int sequence = 0, head = 0, column_block = 0, segment = 0;
+  int head = 0, column_block = 0;
   int first_query = 0;             // position of the step's first query
   int lowest = 0;                  // no position from here to first_query is masked for any query
   const float2* centre = nullptr;  // [frequencies][4 Blocks]
@@ -164,10 +163,10 @@ KVPLAN_DEVICE int query_position(const AttentionView& v, const Work<Blocks>& wor
 
 template <int Pages, int Blocks>
 KVPLAN_DEVICE void cap(Scores<Pages, Blocks>& s, float soft_cap) {
-  const float top = soft_cap * kLog2e, slope = 2 * kLog2e / top;
+  const float top = soft_cap * kLog2e, slope = 2 * kLog2e * reciprocal_fast(top);
   for_scores<Pages, Blocks>([&](int n, int i, int h, int e) {
     float& x = s[n][i][h][e];
-    x = top - 2 * top / (exp2_fast(x * slope) + 1);
+    x = top - 2 * top * reciprocal_fast(exp2_fast(x * slope) + 1);
   });
 }
 
@@ -339,15 +338,6 @@ KVPLAN_DEVICE void store_state(float2* state, const Running<Blocks>& r) {
   for (int e = 0; e < 2; ++e)
     state[lane() + 4 * e] =
         e < Blocks ? float2{r.m[e % Blocks], r.l[e % Blocks]} : float2{kLowest, 0};
-}
-
-/// As in global memory: AttentionView::slot_output.
-template <int Blocks>
-KVPLAN_DEVICE float4 stored(const Output<Blocks>& o) {
-  if constexpr (Blocks == 2)
-    return {o.x[0], o.x[1], o.x[2], o.x[3]};
-  else
-    return {o.x[0], o.x[1], 0, 0};
 }
 
 }  // namespace kvplan::kernels

@@ -21,6 +21,7 @@ constexpr int kTiles = quant::kPageTokens / kTileTokens;
 constexpr double kSplitRatio = 16;
 
 static_assert(sizeof(EncoderView) == quant::kEncoderViewBytes);
+static_assert(sizeof(RunEntry) == quant::kRunEntryBytes);
 
 std::size_t size(int n) { return static_cast<std::size_t>(n); }
 
@@ -73,6 +74,55 @@ void write_tables(const quant::LayerFormat& format, const quant::LayerBuffers& b
       }
 }
 
+/// Bytes 4 word .. of a run's levels; of 5 and 6 bits those of positive codes.
+std::uint32_t table_word(const quant::TileRun& run, std::span<const float> levels, int word) {
+  const int first = run.width > 4 ? 1 << (run.width - 1) : 0;
+  const int count = run.width > 4 ? 1 << (run.width - 1) : 1 << run.width;
+  std::uint32_t bytes = 0;
+  for (int i = 4 * word; i < 4 * word + 4 && i < count; ++i) {
+    const float byte = levels[size(first + i)] / run.step - run.byte_offset;
+    bytes |= (static_cast<std::uint32_t>(std::lround(byte)) & 0xff) << 8 * (i % 4);
+  }
+  return bytes;
+}
+
+void write_runs(const quant::LayerFormat& format, const quant::LayerBuffers& bytes,
+                ImageWriter& image, LayerView& view) {
+  view.most_runs = static_cast<int>(quant::most_runs(format));
+  const auto entries = image.take(bytes.runs, view.runs);
+  auto entry = entries.begin();
+  for (const quant::HeadLayout& head : format.heads) {
+    auto next = entry;
+    for (const quant::SideLayout* side : {&head.k, &head.v})
+      for (int i = 0; i < side->run_count + side->outlier_runs; ++i, ++next) {
+        const quant::TileRun& run = side->runs[i];
+        next->table = run.table;
+        next->bytes = static_cast<std::uint16_t>(quant::tile_bytes(run.width, run.half != 0));
+        next->kind = tile_kind(run);
+        next->tiles = static_cast<std::uint8_t>(run.tiles);
+        if (run.code == quant::TileCode::kBytes)
+          for (int word = 0; word < 8; ++word)
+            next->levels[word] = table_word(run, format.tables[run.table], word);
+      }
+    entry += view.most_runs;
+  }
+}
+
+/// LayerView::k_terms.
+void write_terms(const quant::LayerFormat& format, std::size_t coordinates,
+                 std::span<float2> terms) {
+  for (std::size_t h = 0; h < format.heads.size(); ++h) {
+    const quant::SideLayout& keys = format.heads[h].k;
+    for (int r = 0; r < keys.run_count; ++r) {
+      const quant::TileRun& run = keys.runs[r];
+      if (run.code != quant::TileCode::kBytes) continue;
+      const int count = run.tiles * quant::tile_coordinates(run.half != 0);
+      for (int i = run.coordinate; i < run.coordinate + count; ++i)
+        terms[h * coordinates + size(i)] = {run.step, run.step * run.byte_offset};
+    }
+  }
+}
+
 void write_encoders(const quant::LayerFormat& format, const quant::LayerBuffers& bytes,
                     ImageWriter& image, LayerView& view) {
   const std::int32_t* device_channels;
@@ -107,6 +157,9 @@ void write_encoders(const quant::LayerFormat& format, const quant::LayerBuffers&
   for_each_head([&](const quant::HeadTransform& head) {
     (encoder++)->weight = append_to(weights, weights_used, device_weights, head.weight);
   });
+  for (std::size_t i = 0; i < encoders.size(); ++i)
+    if (encoders[i].fp16 != 0)
+      view.fp16[i / size(view.kv_heads)].add(static_cast<int>(i % size(view.kv_heads)));
   std::ranges::copy(encoders, image.take(bytes.encoders, view.encoders).begin());
 }
 
@@ -267,6 +320,7 @@ StaticData make_static_data(const PlanBundle& bundle, std::span<const quant::Lay
     view.scale_rule = static_cast<int>(format.k.scale_rule);
     view.block_bytes = format.block_bytes;
     std::ranges::copy(format.heads, image.take(bytes.layouts, view.heads).begin());
+    write_runs(format, bytes, image, view);
     write_tables(format, bytes, image, view);
     write_encoders(format, bytes, image, view);
 
@@ -281,6 +335,8 @@ StaticData make_static_data(const PlanBundle& bundle, std::span<const quant::Lay
       v_output[(h * d + channel) * d + i] = a;
     });
     const std::vector<float> v_rows(v_output.begin(), v_output.end());
+    const std::size_t coordinates = (d + kTileTokens - 1) / kTileTokens * kTileTokens;
+    write_terms(format, coordinates, image.take(bytes.k_terms, view.k_terms));
     std::vector<float2> scales;
     const auto operands_of = [&](std::span<const float> rows, std::span<uint4> to, auto scale_of) {
       const std::size_t heads = rows.size() / (d * d), part = to.size() / heads;

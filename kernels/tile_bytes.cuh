@@ -215,20 +215,6 @@ struct ByteHalfTile {
   const std::uint32_t* levels;
 };
 
-/// Word `word` of a run's table: levels 4 word .. as bytes; of 5 and 6 bits those of positive
-/// codes.
-KVPLAN_DEVICE std::uint32_t table_word(const quant::TileRun& run, const float* levels, int word) {
-  const int first = run.width > 4 ? 1 << (run.width - 1) : 0;
-  const int count = run.width > 4 ? 1 << (run.width - 1) : 1 << run.width;
-  std::uint32_t bytes = 0;
-  for (int i = 4 * word; i < 4 * word + 4 && i < count; ++i) {
-    const float byte = levels[first + i] / run.step - run.byte_offset;
-    const int rounded = static_cast<int>(byte + (byte < 0 ? -0.5f : 0.5f));
-    bytes |= (static_cast<std::uint32_t>(rounded) & 0xff) << 8 * (i % 4);
-  }
-  return bytes;
-}
-
 /// Calls visit(tile) with the struct of a run's tiles.
 template <class Visit>
 KVPLAN_DEVICE void with_byte_tile(const RunEntry& run, bool half_tile, int width, Visit visit) {

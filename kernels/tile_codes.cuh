@@ -151,15 +151,6 @@ struct HalfPrecisionPairs {
   std::uint32_t unused;
 };
 
-/// One number for width, code and half of a run: kBytes has its width, the others more.
-inline constexpr int kIntegerKind = 32, kOtherKinds = 32, kHalfKinds = 64;
-KVPLAN_DEVICE std::uint8_t tile_kind(const quant::TileRun& run) {
-  const int full = run.code == quant::TileCode::kBytes     ? run.width
-                   : run.code == quant::TileCode::kInteger ? kIntegerKind
-                                                           : kOtherKinds + run.width;
-  return static_cast<std::uint8_t>(full + (run.half != 0 ? kHalfKinds : 0));
-}
-
 /// Calls visit(tile) with the struct of a 16-bit tile's kind; `table` is its table's base | lane *
 /// 4.
 template <class Visit>

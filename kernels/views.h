@@ -16,8 +16,8 @@ namespace kvplan::kernels {
 inline constexpr int kColumns = 8;          // of the queries that one pass over a page serves
 inline constexpr int kMaxLevelTables = 16;  // distinct level tables of a layer
 inline constexpr int kMaxKvHeads = 128;
-inline constexpr int kDecodeWarps =
-    12;  // of a block of `decode`, at most: 168 registers per thread
+inline constexpr int kDecodeWarps = 12;   // of a block, at most: 168 registers per thread
+inline constexpr int kMaxBlocks = 256;    // of the grid
 inline constexpr float kLowest = -1e30f;  // of a maximum of scores: below every score
 inline constexpr float kLog2e = 1.4426950408889634f;
 // What fp16 leaves of a number is below 2^-11 of it: scaled by this it keeps its bits in fp16.
@@ -45,10 +45,9 @@ inline constexpr int kUniformKinds = static_cast<int>(std::size(kUniformWidths))
 
 inline constexpr int kOpenTokens = quant::kPageTokens;
 
-/// Channels of a row that four lanes load, 8 each.
+/// Tiles of 16 channels of a plain vector, in pairs: which channel row `row` of a tile is follows
+/// from loads of 8 channels by each of four lanes.
 inline constexpr int kSpan = quant::kPlainSpan;
-/// Tiles of plain_output: two of 16 channels in a span. Which channel row `row` of a tile is
-/// follows from the loads of 8 channels (plain_channel).
 constexpr int plain_tiles(int head_dim) { return (head_dim + kSpan - 1) / kSpan * 2; }
 constexpr int plain_channel(int tile, int row) {
   return kSpan * (tile / 2) + 8 * (row % 8 / 2) + 4 * (tile % 2) + 2 * (row / 8) + row % 2;
@@ -65,16 +64,9 @@ struct EncoderView {
   const double* weight = nullptr;          // [c] of the scale rule
 };
 
-/// What a warp of `decode` leaves for its block in shared memory, beside its outputs.
-struct SegmentState {
-  float2 state[kColumns];
-  std::int32_t segment;  // -1: none
-  std::int32_t leads;    // whether it is the first of the block's warps with this segment
-};
-
-/// A run of tiles, as a warp keeps the list of them in shared memory.
+/// A run of tiles, as a block keeps the lists of them in shared memory.
 struct alignas(16) RunEntry {
-  std::uint16_t table;  // address of its table >> kEntryShift
+  std::uint16_t table;  // in memory its index, in shared memory its address >> kEntryShift
   std::uint16_t bytes;  // of a tile
   std::uint8_t kind;    // tile_kind
   std::uint8_t tiles;
@@ -82,35 +74,62 @@ struct alignas(16) RunEntry {
   std::uint32_t levels[8];  // kBytes: the bytes of its table
 };
 
+/// One number for width, code and half of a run: kBytes has its width, the others more.
+inline constexpr int kIntegerKind = 32, kOtherKinds = 32, kHalfKinds = 64;
+constexpr std::uint8_t tile_kind(const quant::TileRun& run) {
+  const int full = run.code == quant::TileCode::kBytes     ? run.width
+                   : run.code == quant::TileCode::kInteger ? kIntegerKind
+                                                           : kOtherKinds + run.width;
+  return static_cast<std::uint8_t>(full + (run.half != 0 ? kHalfKinds : 0));
+}
+
 inline constexpr std::size_t kPageListBytes = 64;
 
-/// Where the shared memory of `decode` holds what: addresses in the shared window (which starts at
-/// 1024).
+/// Where the shared memory of a block of the decode kernel holds what: addresses in the shared
+/// window (which starts at 1024), and offsets in the parts there.
 struct SharedMap {
+  std::int32_t tables = 0;                           // behind the last one there is
   std::int32_t table_address[kMaxLevelTables] = {};  // a multiple of the table's size; 0: not there
   std::int32_t table_width[kMaxLevelTables] = {};    // bits of a code
   std::int32_t rotary_tile = 0, rotary_tile_low = 0;  // 0: none
-  std::int32_t warp_region = 0,
-               warp_bytes = 0;  // a warp's
-  // In it:
-  std::int32_t query_offset = 0, output_offset = 0, state_offset = 0;
-  std::int32_t runs_offset = 0;      // list of the segment's runs
-  std::int32_t list_offset = 0;      // PageList
-  std::int32_t centre_offset = 0;    // [frequencies][4 or 8 columns] float2
-  std::int32_t barriers_offset = 0;  // [2] or [feed_slots] of 8 bytes
-  std::int32_t feed_offset = 0;  // [2][unit_pages] of slot_bytes, phases; uniform: [feed_slots] of
-                                 // slot_bytes
-  std::int32_t slot_bytes = 0;   // of one page's half
-  std::int32_t feed_slots = 0;   // uniform layers only
+  std::int32_t round = 0;                             // Round
+
+  // Of each piece of a round.
+  std::int32_t pieces = 0, piece_bytes = 0, most_pieces = 0;
+  std::int32_t query_offset = 0;   // uint2 [K tiles][32]: AttentionView, "Queries"
+  std::int32_t terms_offset = 0;   // ColumnTerms [8]
+  std::int32_t runs_offset = 0;    // RunEntry, of keys and then of values
+  std::int32_t centre_offset = 0;  // float2 [frequencies][4 or 8 columns]
+
+  // Of each warp.
+  std::int32_t warps = 0, warp_bytes = 0;
+  std::int32_t state_offset = 0;               // WarpState
+  std::int32_t list_offset = 0;                // PageList
+  std::int32_t barriers_offset = 0;            // [2] or [feed_slots] of 8 bytes
+  std::int32_t outputs = 0, output_bytes = 0;  // Output [tiles][32]; before, products of queries
+  std::int32_t measures = 0;                   // in outputs, behind the products
+  std::int32_t feeds = 0, feed_bytes = 0;      // [2][unit_pages] of slot_bytes, phases; uniform:
+                                               // [feed_slots] of slot_bytes; at last, ResultMemory
+  std::int32_t slot_bytes = 0;                 // of one page's half
+  std::int32_t feed_slots = 0;                 // uniform layers only
 };
 
-/// How long a warp of `decode` works on a unit of pages of a KV head, in any unit.
+/// How long a warp of the decode kernel works on a unit, 1 .. kMostCost.
+inline constexpr std::uint32_t kMostCost = 64;
 struct WorkCosts {
-  std::uint32_t head[kMaxKvHeads] = {};
-  std::uint32_t all = 0;  // sum over the heads
+  std::uint32_t head[kMaxKvHeads] = {};  // a unit of packed pages
+  std::uint32_t all = 0;                 // sum over the heads
+  std::uint32_t chunk = 1;               // fp16 tokens
 };
 /// From the instructions that the tiles of a head take. InternalError beyond kMaxKvHeads.
 WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps);
+
+/// A set of KV heads.
+struct HeadSet {
+  std::uint32_t bits[kMaxKvHeads / 32] = {};
+  constexpr void add(int head) { bits[head / 32] |= 1u << head % 32; }
+  constexpr bool has(int head) const { return (bits[head / 32] >> head % 32 & 1) != 0; }
+};
 
 /// One layer of the cache.
 struct LayerView {
@@ -118,6 +137,8 @@ struct LayerView {
   int page_norm_bytes = 0;                   // 1 log8, 2 fp16
   int scale_rule = 0;                        // quant::ScaleRule
   const quant::HeadLayout* heads = nullptr;  // [kv_heads]
+  const RunEntry* runs = nullptr;            // [kv_heads][most_runs] of keys, then of values
+  int most_runs = 0;                         // of a head, both sides
   std::byte* pool = nullptr;                 // [blocks][block_bytes]
   std::uint32_t block_bytes = 0;
   std::uint16_t* sinks = nullptr;  // fp16 [max_sequences][2][kv_heads][sink_tokens][head_dim]
@@ -127,12 +148,15 @@ struct LayerView {
   const float* levels = nullptr;
   const float* boundaries = nullptr;      // midpoints, [tables][255]
   const EncoderView* encoders = nullptr;  // [2][kv_heads]
+  HeadSet fp16[2];                        // heads stored as fp16, of keys and values
   // Reading: q' = k_query q, out = v_output o + mean.
   const float* k_query = nullptr;   // [kv_heads][coded tile rows: head_dim][head_dim]: row i =
                                     // column i of the synthesis matrix, in storage order over plain
                                     // channels (zero rows beyond coded, zero columns at outliers)
   const float* v_output = nullptr;  // [kv_heads][head_dim][head_dim]: synthesis, row = channel,
                                     // column = storage coordinate
+  const float2* k_terms = nullptr;  // [kv_heads][16 tiles]: step and step * byte_offset of a
+                                    // storage coordinate; step 0 unless its levels are bytes
   // The same two as operands B (transform.cuh), divided by a power of two so that fp16 holds them.
   const uint4* k_matrix = nullptr;  // [kv_heads][tiles][tiles][2][32], tiles = ceil(head_dim / 16):
                                     // (16 rows, 16 columns), fp16 and 2048 times what it left
@@ -154,10 +178,10 @@ struct LayerView {
   const uint4* rotary_tile_low =
       nullptr;  // what fp16 rounding left of it, scaled by 2048; null: not needed
   WorkCosts costs;
-  int unit_pages = 1;  // packed pages that a warp of `decode` takes at a time: 1 or 2
+  int unit_pages = 1;  // packed pages that a warp takes at a time: 1 or 2
   int uniform = -1;    // index in kUniformWidths, or -1
   SharedMap shared;
-  std::size_t shared_bytes = 0;  // of a block of `decode`
+  std::size_t shared_bytes = 0;  // of a block of the decode kernel
   bool only_bytes = false;       // every run of tiles of every head is kBytes
 };
 
@@ -176,6 +200,21 @@ struct BatchView {
 /// Attention of one layer. Columns of a KV head: c = (query token of the sequence) * queries_per_kv
 /// + query head within the group; 8 columns are one column block. A *segment* is (sequence, KV
 /// head, column block): (i * kv_heads + head) * column_blocks + block.
+///
+/// Queries. Fragments of 16-bit tiles (all but kBytes) are operand B of mma.m16n8k16: lane 4g+t
+/// holds matrix column g, rows 2t, 2t+1 (x) and 2t+8, 2t+9 (y) of the tile, fp16; rows are the
+/// tile's coordinates, scores come out in units of log2; matrix column 2c + e is column c + 4e of
+/// the segment. Half tiles: y = 0. kInteger: the plain query at the outlier channels. Fragments of
+/// kBytes tiles are operand B of m16n8k32, signed bytes: lane 4g+t holds rows 2t, 2t+8, 2t+1, 2t+9
+/// of column g / 2 (x) and g / 2 + 4 (y): of the integer q' * step / unit = 256 high + low the high
+/// digit where g is even, the low one (-128..127) where it is odd.
+///
+/// Parts. What a block finds of a segment's packed pages is a part; a segment that several blocks
+/// share is finished by the one that arrives last, which takes the parts in the order of blocks. A
+/// state is (m, l) of a column: m in log2 units, l = sum of 2^(score - m); a column that reads
+/// nothing has m = -1e30, l = 0. Outputs of a part are accumulator fragments: lane 4g+t holds
+/// coordinates g, g + 8 of column t, and of column t + 4 where there are more than four: sum of
+/// 2^(score - m) * norm * level.
 struct AttentionView {
   LayerView layer;
   BatchView batch;
@@ -189,47 +228,24 @@ struct AttentionView {
   float* out_float = nullptr;        // float, as q; or null
   float* lse = nullptr;              // [rows][query_heads] natural log-sum-exp, or null
 
-  // Written by `prepare`. Fragments of 16-bit tiles (all but kBytes) are operand B of
-  // mma.m16n8k16: lane 4g+t holds matrix column g, rows 2t, 2t+1 (x) and 2t+8, 2t+9 (y) of the
-  // tile, fp16; rows are the tile's coordinates, scores come out in units of log2; matrix column 2c
-  // + e is column c + 4e of the segment. Half tiles: y = 0. kInteger: the plain query at the
-  // outlier channels. Fragments of kBytes tiles are operand B of m16n8k32, signed bytes: lane 4g+t
-  // holds rows 2t, 2t+8, 2t+1, 2t+9 of column g / 2 (x) and g / 2 + 4 (y): of the integer q' * step
-  // / unit = 256 high + low the high digit where g is even, the low one (-128..127) where it is
-  // odd.
-  uint2* query = nullptr;  // [segments][query_tiles][32]
-  int query_tiles = 0;     // stride: the most K tiles of a head
-  float2* bias = nullptr;  // [segments][8]: added to scores of packed pages before the norm: sum
-                           // over kBytes coordinates of q' * step * byte_offset; unit of the digits
-  float* constant =
-      nullptr;  // [segments][8]: q . mean over the channels without rotary, log2 units (centred)
-  float2* centre =
-      nullptr;  // [segments][8 * phase_steps][8]: (a, b) of pair f and column c: R_t mu . q = sum_f
-                // a cos(inv_freq_f t) - b sin(inv_freq_f t), log2 units (centred)
-
-  // Attention over the fp16 tokens (sinks, open page), as the slots below but in plain channels, in
-  // the order of plain_channel():
-  float2* plain_state = nullptr;   // [segments][8]
-  float4* plain_output = nullptr;  // [segments][plain_tiles][32]
-  int plain_tiles = 0;             // plain_tiles(head_dim)
-
-  // Written by `decode`: partial results of packed pages, one per slot. Slots 0 .. total_warps - 1:
-  // what a block of `decode` merged, with that warp as the first; slots total_warps + segment: a
-  // segment that ended inside a warp's range. `finish` looks at the slots of the segment's warps in
-  // ascending order, then at the segment's own, and takes those whose owner is the segment.
-  int2* segment_warps = nullptr;       // [segments] first and last warp with units of the segment
-  std::int32_t* slot_owner = nullptr;  // [total_warps + segments] segment, or -1: nothing there
-  float2* slot_state =
-      nullptr;  // [total_warps + segments][8] (m, l) by column: m in log2 units, l = sum of
-                // 2^(score - m); a column that reads nothing has m = -1e30, l = 0
-  float4* slot_output =
-      nullptr;  // [total_warps + segments][output_tiles][32]: accumulator fragments: lane 4g+t
-                // holds coordinates g, g + 8 of column t (x, y) and of column t + 4 (z, w); sum of
-                // 2^(score - m) * norm * level
-  int output_tiles = 0;   // the most V tiles of a head (outlier tiles too)
-  int decode_blocks = 0;  // grid of `decode`
-  int block_warps = 0;    // warps per block of it; total_warps = decode_blocks * block_warps
+  std::int32_t* arrived = nullptr;  // [segments] units whose results are in memory; 0 between calls
+  float2* part_state = nullptr;     // [blocks * kBlockParts][8]
+  float* part_output = nullptr;     // [blocks * kBlockParts][output_tiles][32][2 or 4]
+  int output_tiles = 0;             // the most V tiles of a head (outlier tiles too)
+  // Of chunks of fp16 tokens (sinks, open page); what a warp takes together is kept at the first
+  // chunk, the others are left empty.
+  float2* plain_state = nullptr;  // [segments][plain_chunks][8]
+  float* plain_output = nullptr;  // [segments][plain_chunks][4 or 8][head_dim]
+  int plain_chunks = 0;           // quant::plain_chunks
+  int decode_blocks = 0;          // grid
+  int block_warps = 0;
 };
+
+/// Columns of a segment that any sequence of the batch may use.
+constexpr int columns_in_use(const AttentionView& v) {
+  const int columns = v.batch.max_new_tokens * v.queries_per_kv;
+  return columns < kColumns ? columns : kColumns;
+}
 
 /// What append() brings.
 struct AppendView {
@@ -262,20 +278,18 @@ constexpr int full_pages(int length, int sink_tokens) {
 
 // Launchers. They check nothing but what they would crash on, never synchronise or allocate.
 cudaError_t append(const AppendView& view, cudaStream_t stream);
-cudaError_t prepare(const AttentionView& view, cudaStream_t stream);
-cudaError_t decode(const AttentionView& view, cudaStream_t stream);
-cudaError_t finish(const AttentionView& view, cudaStream_t stream);
+cudaError_t attend(const AttentionView& view, cudaStream_t stream);
 cudaError_t read_back(const ReadBackView& view, cudaStream_t stream);
 
-/// The grid of `decode` and its shared memory; a pure function of the layer and of the columns
-/// (1..8) that a segment uses at most.
+/// The grid of the decode kernel and its shared memory; a pure function of the layer and of the
+/// columns (1..8) that a segment uses at most.
 struct DecodeShape {
   int blocks = 0, block_warps = 0;
   int unit_pages = 1, uniform = -1;  // as in LayerView
   std::size_t shared_bytes = 0;
   SharedMap shared;
 };
-/// Whether every run of tiles is kBytes: then `decode` runs without its 16-bit arithmetic.
+/// Whether every run of tiles is kBytes: then no 16-bit arithmetic is needed.
 bool has_only_bytes(const quant::LayerFormat& format);
 /// InternalError when not even one warp fits.
 DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int phase_steps,

@@ -15,7 +15,7 @@ constexpr int kMaxSequences = 1 << 16;
 constexpr int kMaxQueryTokens = 1 << 10;
 
 constexpr std::size_t kHalfBytes = 2, kFloatBytes = 4, kDoubleBytes = 8, kIntBytes = 4;
-constexpr std::size_t kFloat2Bytes = 8, kFloat4Bytes = 16, kUint2Bytes = 8, kUint4Bytes = 16;
+constexpr std::size_t kFloat2Bytes = 8, kUint4Bytes = 16;
 constexpr std::size_t kLevels = 256, kBoundaries = 255;  // of a table, whatever its width
 constexpr std::size_t kRotaryTileFragments = 4;          // of 16 tokens each
 
@@ -78,6 +78,14 @@ int phase_steps(const LayerFormat& format) {
   return (static_cast<int>(rotary_pairs(format)) + kPhasePairs - 1) / kPhasePairs;
 }
 
+std::size_t most_runs(const LayerFormat& format) {
+  std::size_t most = 0;
+  for (const HeadLayout& head : format.heads)
+    most = std::max(most, size(head.k.run_count + head.k.outlier_runs + head.v.run_count +
+                               head.v.outlier_runs));
+  return most;
+}
+
 std::vector<std::size_t> rotary_owners(std::span<const LayerFormat> layers) {
   std::vector<std::size_t> owners;
   for (std::size_t l = 0; l < layers.size(); ++l) {
@@ -103,6 +111,7 @@ std::vector<LayerBuffers> layer_buffers(std::span<const LayerFormat> layers, int
     bytes.sinks = row * size(sink_tokens);
     bytes.open = row * size(kPageTokens);
     bytes.layouts = kv_heads * sizeof(HeadLayout);
+    bytes.runs = kv_heads * most_runs(format) * kRunEntryBytes;
     bytes.levels = format.tables.size() * kLevels * kFloatBytes;
     bytes.boundaries = format.tables.size() * kBoundaries * kFloatBytes;
     bytes.encoders = kSides.size() * kv_heads * kEncoderViewBytes;
@@ -114,6 +123,7 @@ std::vector<LayerBuffers> layer_buffers(std::span<const LayerFormat> layers, int
       }
     bytes.k_query = bytes.v_output = kv_heads * d * d * kFloatBytes;
     const std::size_t tiles = (d + kTileCoordinates - 1) / kTileCoordinates;
+    bytes.k_terms = kv_heads * tiles * kTileCoordinates * kFloat2Bytes;
     bytes.k_matrix = bytes.v_matrix = kv_heads * tiles * tiles * 2 * kWarpLanes * kUint4Bytes;
     bytes.matrix_scales = kv_heads * kFloat2Bytes;
     bytes.k_mean = format.k.mean ? kv_heads * d * kFloatBytes : 0;
@@ -131,38 +141,30 @@ std::vector<LayerBuffers> layer_buffers(std::span<const LayerFormat> layers, int
 
 SharedBuffers shared_buffers(std::span<const LayerFormat> layers, int sink_tokens,
                              const CacheGeometry& geometry, const DecodeGrid& grid) {
-  std::size_t segments = 0, plain_tiles = 0, query_tiles = 0, output_tiles = 0, steps = 0;
-  bool centred = false;
+  std::size_t segments = 0, output_tiles = 0, head_dim = 0, columns_kept = 0;
   for (const LayerFormat& format : layers) {
-    const int kv_heads = format.k.geometry.kv_heads, d = format.k.geometry.head_dim;
+    const int kv_heads = format.k.geometry.kv_heads;
     const int columns = geometry.max_query_tokens * (geometry.query_heads / kv_heads);
     const int column_blocks = (columns + kQueryColumns - 1) / kQueryColumns;
     segments =
         std::max(segments, size(geometry.max_sequences) * size(kv_heads) * size(column_blocks));
-    plain_tiles = std::max(plain_tiles, size((d + kPlainSpan - 1) / kPlainSpan * 2));
-    for (const HeadLayout& head : format.heads) {
-      query_tiles = std::max(query_tiles, size(head.k.tiles));
+    head_dim = std::max(head_dim, size(format.k.geometry.head_dim));
+    columns_kept = size(columns <= kQueryColumns / 2 ? kQueryColumns / 2 : kQueryColumns);
+    for (const HeadLayout& head : format.heads)
       output_tiles = std::max(output_tiles, size(head.v.tiles));
-    }
-    steps = std::max(steps, size(phase_steps(format)));
-    centred = centred || format.k.mean;
   }
   const auto sequences = size(geometry.max_sequences);
-  const std::size_t slots = size(grid.blocks) * size(grid.warps) + segments;
+  const std::size_t parts = size(grid.blocks) * size(kBlockParts);
+  const std::size_t chunks = segments * size(plain_chunks(sink_tokens));
 
   SharedBuffers bytes;
   bytes.page_table = sequences * size(pages_per_sequence(geometry, sink_tokens)) * kIntBytes;
   bytes.batch = 4 * sequences * kIntBytes;
-  bytes.query = segments * query_tiles * kWarpLanes * kUint2Bytes;
-  bytes.bias = segments * kQueryColumns * kFloat2Bytes;
-  bytes.constant = centred ? segments * kQueryColumns * kFloatBytes : 0;
-  bytes.centre = segments * kPhasePairs * steps * kQueryColumns * kFloat2Bytes;
-  bytes.segment_warps = segments * 2 * kIntBytes;
-  bytes.slot_owner = slots * kIntBytes;
-  bytes.slot_state = slots * kQueryColumns * kFloat2Bytes;
-  bytes.slot_output = slots * output_tiles * kWarpLanes * kFloat4Bytes;
-  bytes.plain_state = segments * kQueryColumns * kFloat2Bytes;
-  bytes.plain_output = segments * plain_tiles * kWarpLanes * kFloat4Bytes;
+  bytes.arrived = segments * kIntBytes;
+  bytes.part_state = parts * kQueryColumns * kFloat2Bytes;
+  bytes.part_output = parts * output_tiles * kWarpLanes * columns_kept / 2 * kFloatBytes;
+  bytes.plain_state = chunks * kQueryColumns * kFloat2Bytes;
+  bytes.plain_output = chunks * columns_kept * head_dim * kFloatBytes;
   return bytes;
 }
 
@@ -175,15 +177,14 @@ CacheSize cache_size(const PlanBundle& bundle, const CacheGeometry& geometry,
   for (const LayerBuffers& b : layer_buffers(layers, sinks, geometry)) {
     total.pages += charged(b.pool);
     total.open += charged(b.sinks, b.open);
-    total.statics +=
-        charged(b.layouts, b.levels, b.boundaries, b.encoders, b.channels, b.analysis, b.weights,
-                b.k_query, b.v_output, b.k_matrix, b.v_matrix, b.matrix_scales, b.k_mean, b.v_mean,
-                b.inv_freq, b.page_phase, b.rotary_tile, b.rotary_tile_low);
+    total.statics += charged(b.layouts, b.runs, b.levels, b.boundaries, b.encoders, b.channels,
+                             b.analysis, b.weights, b.k_query, b.v_output, b.k_terms, b.k_matrix,
+                             b.v_matrix, b.matrix_scales, b.k_mean, b.v_mean, b.inv_freq,
+                             b.page_phase, b.rotary_tile, b.rotary_tile_low);
   }
   const SharedBuffers b = shared_buffers(layers, sinks, geometry, grid);
   total.tables = charged(b.page_table, b.batch);
-  total.workspace = charged(b.query, b.bias, b.constant, b.centre, b.segment_warps, b.slot_owner,
-                            b.slot_state, b.slot_output, b.plain_state, b.plain_output);
+  total.workspace = charged(b.arrived, b.part_state, b.part_output, b.plain_state, b.plain_output);
   return total;
 }
 

@@ -26,14 +26,23 @@ inline constexpr int kQueryColumns = 8;
 inline constexpr int kPlainSpan = 32;
 /// Rotary pairs that one step of the centring product takes.
 inline constexpr int kPhasePairs = 8;
-/// sizeof(kernels::EncoderView), which asserts it.
-inline constexpr std::size_t kEncoderViewBytes = 48;
+/// sizeof(kernels::EncoderView) and sizeof(kernels::RunEntry), which kernels asserts.
+inline constexpr std::size_t kEncoderViewBytes = 48, kRunEntryBytes = 48;
 
-/// The grid of the decode kernel, whose warps each leave partial results. The default is that of an
-/// H200.
+/// Runs of the head with the most of them, both sides together.
+std::size_t most_runs(const LayerFormat& format);
+
+/// The fp16 tokens of a sequence, sinks and open page, are read in chunks of so many.
+inline constexpr int kPlainChunk = 16;
+constexpr int plain_chunks(int sink_tokens) {
+  return (sink_tokens + kPageTokens - 1 + kPlainChunk - 1) / kPlainChunk;
+}
+/// Partial results that a block of the decode kernel may leave.
+inline constexpr int kBlockParts = 18;
+
+/// The grid of the decode kernel. The default is that of an H200.
 struct DecodeGrid {
   int blocks = 132;
-  int warps = 12;  // of a block
 };
 
 /// ArgumentError, naming the field, for a geometry that the plan or the cache cannot have.
@@ -61,6 +70,7 @@ struct LayerBuffers {
   std::size_t open = 0;   // fp16 [max_sequences][2][kv_heads][64][head_dim]
 
   std::size_t layouts = 0;     // HeadLayout [kv_heads]
+  std::size_t runs = 0;        // kernels::RunEntry [kv_heads][most runs of a head, both sides]
   std::size_t levels = 0;      // float [tables][256]
   std::size_t boundaries = 0;  // float [tables][255]
   std::size_t encoders = 0;    // kernels::EncoderView [2][kv_heads]
@@ -69,6 +79,7 @@ struct LayerBuffers {
   std::size_t weights = 0;     // double [c] of all heads and sides
   std::size_t k_query = 0;     // float [kv_heads][head_dim][head_dim]
   std::size_t v_output = 0;    // float [kv_heads][head_dim][head_dim]
+  std::size_t k_terms = 0;     // float2 [kv_heads][16 tiles]
   std::size_t k_matrix = 0;    // uint4 [kv_heads][tiles][tiles][2][32], tiles = ceil(head_dim / 16)
   std::size_t v_matrix = 0;
   std::size_t matrix_scales = 0;  // float2 [kv_heads]
@@ -85,22 +96,18 @@ std::vector<LayerBuffers> layer_buffers(std::span<const LayerFormat> layers, int
                                         const CacheGeometry& geometry);
 
 /// Bytes of the buffers that all layers share (kernels::BatchView, kernels::AttentionView), each
-/// before rounding. segments = max_sequences * kv_heads * column blocks of max_query_tokens; slots
-/// = warps of the grid + segments.
+/// before rounding. segments = max_sequences * kv_heads * column blocks of max_query_tokens; parts
+/// = blocks of the grid * kBlockParts; columns: 4 when the columns of a KV head never are more,
+/// else 8.
 struct SharedBuffers {
   std::size_t page_table = 0;  // int32 [max_sequences][pages_per_sequence]
   std::size_t batch = 0;       // int32 [4][max_sequences]: slot, length before, length, first row
 
-  std::size_t query = 0;          // uint2 [segments][most K tiles of a head][32]
-  std::size_t bias = 0;           // float2 [segments][8]
-  std::size_t constant = 0;       // float [segments][8]
-  std::size_t centre = 0;         // float2 [segments][kPhasePairs * phase_steps][8]
-  std::size_t segment_warps = 0;  // int2 [segments]
-  std::size_t slot_owner = 0;     // int32 [slots]
-  std::size_t slot_state = 0;     // float2 [slots][8]
-  std::size_t slot_output = 0;    // float4 [slots][most V tiles of a head][32]
-  std::size_t plain_state = 0;    // float2 [segments][8]
-  std::size_t plain_output = 0;   // float4 [segments][2 ceil(head_dim / 32)][32]
+  std::size_t arrived = 0;       // int32 [segments]
+  std::size_t part_state = 0;    // float2 [parts][8]
+  std::size_t part_output = 0;   // float [parts][most V tiles of a head][32][columns / 2]
+  std::size_t plain_state = 0;   // float2 [segments][plain_chunks][8]
+  std::size_t plain_output = 0;  // float [segments][plain_chunks][columns][head_dim]
 };
 SharedBuffers shared_buffers(std::span<const LayerFormat> layers, int sink_tokens,
                              const CacheGeometry& geometry, const DecodeGrid& grid = {});

@@ -71,6 +71,15 @@ T shuffle_xor(T x, int mask) {
 inline void wait_for_previous_kernel() {}
 inline void let_next_kernel_start() {}
 
+inline void fence_device() {}
+inline void fence_copies() {}
+inline std::int32_t add_atomic(std::int32_t& x, std::int32_t y) {
+  const std::int32_t before = x;
+  x += y;
+  return before;
+}
+inline void max_atomic(float& x, float y) { x = std::fmax(x, y); }
+
 inline std::byte* shared_memory() { return emulated::shared_memory(); }
 inline std::uint32_t shared_address(const void* p) {
   return static_cast<std::uint32_t>(static_cast<const std::byte*>(p) - emulated::shared_memory()) +
@@ -233,6 +242,10 @@ inline std::uint32_t select_bytes(std::uint32_t a, std::uint32_t b, std::uint32_
 }
 inline int first_bit(std::uint32_t x) { return __builtin_ctz(x); }
 inline std::uint32_t opaque(std::uint32_t x) { return x; }
+template <class T>
+T* opaque(T* p) {
+  return p;
+}
 
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float reciprocal_fast(float x) { return 1 / x; }
