@@ -83,23 +83,6 @@ KVPLAN_DEVICE int word_offset(int width, int word, int lane) {
   return 4 * (32 * (fours + twos) + lane);
 }
 
-/// A lane's word, code(c) giving its codes.
-template <class Code>
-KVPLAN_DEVICE std::uint32_t pack_word(const quant::TileRun& run, int word, Code code) {
-  const bool half_tile = run.half != 0;
-  std::uint32_t packed = 0;
-  for (int c = 0; c < (half_tile ? 16 : 32); ++c) {
-    const quant::CodeParts parts = quant::code_parts(run.code, run.width, half_tile, c);
-    for (int i = 0; i < parts.count; ++i) {
-      const quant::CodePart part = parts.part[i];
-      if (part.word != word) continue;
-      const std::uint32_t stored = quant::stored_code(run.code, run.width, code(c));
-      packed |= (stored >> part.from & ((1u << part.bits) - 1)) << part.shift;
-    }
-  }
-  return packed;
-}
-
 /// The code of (token, coordinate of the tile).
 KVPLAN_DEVICE std::uint32_t read_code(const std::byte* tile, int side, const quant::TileRun& run,
                                       TileElement e) {

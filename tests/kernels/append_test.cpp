@@ -46,7 +46,7 @@ class Appender {
         all.insert(all.end(), x.begin(), x.end());
       }
     const DeviceArray<std::uint16_t> k(rows[0]), v(rows[1]);
-    AppendView view{layer_.view, batch.view, k.data(), v.data()};
+    AppendView view{batch.view, k.data(), v.data(), layer_.view};
     device_.attach(view.layer);
     ASSERT_EQ(append(view, nullptr), cudaSuccess);
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
