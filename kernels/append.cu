@@ -93,9 +93,11 @@ struct Job {
         row_stride(std::int64_t{v.layer.kv_heads} * v.layer.head_dim) {
     rows = (side == kKeys ? v.k : v.v) + sequence.first_row * row_stride + head * v.layer.head_dim;
   }
+  KVPLAN_DEVICE const std::uint16_t* new_row(int position) const {
+    return rows + (position - before) * row_stride;
+  }
   KVPLAN_DEVICE const std::uint16_t* row(const LayerView& layer, int position) const {
-    return position < before ? plain_row(layer, slot, side, head, position)
-                             : rows + (position - before) * row_stride;
+    return position < before ? plain_row(layer, slot, side, head, position) : new_row(position);
   }
 };
 
@@ -116,7 +118,7 @@ KVPLAN_DEVICE void store_rows(const AppendView& v, const Sequence& sequence, con
       if (lane() < octets)
         reinterpret_cast<uint4*>(
             plain_row(v.layer, job.slot, job.side, job.head, position))[lane()] =
-            reinterpret_cast<const uint4*>(job.row(v.layer, position))[lane()];
+            reinterpret_cast<const uint4*>(job.new_row(position))[lane()];
   }
 }
 
@@ -490,9 +492,20 @@ KVPLAN_DEVICE void pack_page(const LayerView& layer, const Job& job, int first_p
   store_tiles(layout, w, page);
 }
 
-/// Block (page, group of jobs, sequence). Blocks of the first page that fills, the only one with
-/// rows of the old open page, then write the rows of the sinks and of the new open page. Float
-/// products of a page: 64 * coded * transformed.
+/// Rows of the sinks and of the open page.
+KVPLAN_DEVICE void store_plain(const AppendView& v, const Sequence& sequence, const Jobs& jobs,
+                               int full) {
+  const int sinks = v.layer.sink_tokens, open = sinks + full * kPageTokens;
+  if (sequence.before < sinks)
+    store_rows(v, sequence, jobs, sequence.before,
+               sequence.length < sinks ? sequence.length : sinks);
+  if (sequence.length > open)
+    store_rows(v, sequence, jobs, sequence.before > open ? sequence.before : open, sequence.length);
+}
+
+/// Block (page, group of jobs, sequence). Most steps fill no page. Blocks of the first page that
+/// fills, the only one with rows of the old open page, store plain rows behind it. Float products
+/// of a page: 64 * coded * transformed.
 __global__ void __launch_bounds__(kMaxThreads, 2)
     append_kernel(const AppendView v, const int share) {
   let_next_kernel_start();
@@ -500,25 +513,19 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   const Sequence sequence(v.batch, block_z());
   const int first = block_y() * share, left = 2 * v.layer.kv_heads - first;
   const Jobs jobs{first, left < share ? left : share};
-  const int sinks = v.layer.sink_tokens;
-  const int full = full_pages(sequence.length, sinks);
+  const int sinks = v.layer.sink_tokens, full = full_pages(sequence.length, sinks);
   const int page = full_pages(sequence.before, sinks) + block();
-  if (page < full) {
-    const int number =
-        v.batch.page_table[std::int64_t{sequence.slot} * v.batch.table_stride + page];
-    for (int i = 0; i < jobs.count; ++i) {
-      const Job job(v, sequence, jobs.first + i);
-      pack_page(v.layer, job, sinks + page * kPageTokens, page_of(v.layer, number, job.head));
-      sync_block();
-    }
+  if (page >= full) {
+    if (block() == 0) store_plain(v, sequence, jobs, full);
+    return;
   }
-  if (block() > 0) return;
-  if (sequence.before < sinks)
-    store_rows(v, sequence, jobs, sequence.before,
-               sequence.length < sinks ? sequence.length : sinks);
-  const int open = sinks + full * kPageTokens;
-  if (sequence.length > open)
-    store_rows(v, sequence, jobs, sequence.before > open ? sequence.before : open, sequence.length);
+  const int number = v.batch.page_table[std::int64_t{sequence.slot} * v.batch.table_stride + page];
+  for (int i = 0; i < jobs.count; ++i) {
+    const Job job(v, sequence, jobs.first + i);
+    pack_page(v.layer, job, sinks + page * kPageTokens, page_of(v.layer, number, job.head));
+    sync_block();
+  }
+  if (block() == 0) store_plain(v, sequence, jobs, full);
 }
 
 }  // namespace

@@ -123,23 +123,27 @@ KVPLAN_DEVICE void store_bytes(std::uint32_t (&codes)[Half ? 4 : 8], std::byte* 
   store_words<Width, Half>(words, tile);
 }
 
-/// A stream of codes.
+/// A stream of codes; `from`: the lane's in a tile.
 template <bool Half>
-KVPLAN_DEVICE void store_stream(int width, const std::uint32_t (&codes)[Half ? 4 : 8],
-                                std::byte* tile) {
-  constexpr int kWordBits = Half ? 16 : 32;
+KVPLAN_DEVICE void store_stream(int width, const std::byte* from, std::byte* tile) {
+  constexpr int kWordBits = Half ? 16 : 32, kFours = Half ? 4 : 8;
+  const auto codes = [&](int u) {
+    return *reinterpret_cast<const std::uint32_t*>(from + u * kRegisterBytes);
+  };
   std::uint64_t bits = 0;
   std::uint32_t first = 0;  // word, to which the last code may come back
   int filled = Half ? 0 : quant::kStreamStart, word = 0;
-#pragma unroll
-  for (int i = 0; i < (Half ? 4 : 8); ++i) {
+#pragma unroll 1
+  for (int i = 0; i < kFours; ++i) {
     // In the order of the stream, then side by side.
     const std::uint32_t four =
-        Half ? permute(codes[i], 0, 0x3120)
-             : permute(codes[i / 2 * 2], codes[i / 2 * 2 + 1], i % 2 == 0 ? 0x6420 : 0x7531);
+        Half ? permute(codes(i), 0, 0x3120)
+             : permute(codes(i & ~1), codes(i | 1), i % 2 == 0 ? 0x6420 : 0x7531);
     const std::uint32_t pairs = (four & 0xff00ff) | (four >> 8 & 0xff00ff) << width;
     bits |= std::uint64_t{(pairs & 0xffff) | pairs >> 16 << 2 * width} << filled;
-    for (filled += 4 * width; filled >= kWordBits; filled -= kWordBits, bits >>= kWordBits) {
+    filled += 4 * width;
+#pragma unroll 1
+    for (; filled >= kWordBits; filled -= kWordBits, bits >>= kWordBits, ++word) {
       const auto low = static_cast<std::uint32_t>(bits);
       if constexpr (Half)
         reinterpret_cast<std::uint16_t*>(tile)[quant::kWarpLanes * word + lane()] =
@@ -148,7 +152,6 @@ KVPLAN_DEVICE void store_stream(int width, const std::uint32_t (&codes)[Half ? 4
         first = low;
       else
         *reinterpret_cast<std::uint32_t*>(tile + word_offset(width, word, lane())) = low;
-      ++word;
     }
   }
   if constexpr (!Half)
@@ -160,11 +163,12 @@ KVPLAN_DEVICE void store_stream(int width, const std::uint32_t (&codes)[Half ? 4
 template <bool Half>
 KVPLAN_DEVICE void store_tile(quant::TileCode code, int width, const std::byte* from,
                               std::byte* tile) {
+  from += 4 * lane();
+  if (code != quant::TileCode::kBytes) return store_stream<Half>(width, from, tile);
   std::uint32_t codes[Half ? 4 : 8];
 #pragma unroll
   for (int u = 0; u < (Half ? 4 : 8); ++u)
-    codes[u] = *reinterpret_cast<const std::uint32_t*>(from + u * kRegisterBytes + 4 * lane());
-  if (code != quant::TileCode::kBytes) return store_stream<Half>(width, codes, tile);
+    codes[u] = *reinterpret_cast<const std::uint32_t*>(from + u * kRegisterBytes);
   switch (width) {
     case 1:
       return store_bytes<1, Half>(codes, tile);
