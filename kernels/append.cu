@@ -101,9 +101,14 @@ struct Job {
   }
 };
 
-/// The block's jobs.
+/// The block's jobs: `share` of a sequence's, fewer in the last group.
 struct Jobs {
   int first, count;
+
+  KVPLAN_DEVICE Jobs(const AppendView& v, int share) : first(block_y() * share) {
+    const int left = 2 * v.layer.kv_heads - first;
+    count = left < share ? left : share;
+  }
 };
 
 /// Rows of new tokens. A warp takes one at a time.
@@ -493,9 +498,10 @@ KVPLAN_DEVICE void pack_page(const LayerView& layer, const Job& job, int first_p
 }
 
 /// Rows of the sinks and of the open page.
-KVPLAN_DEVICE void store_plain(const AppendView& v, const Sequence& sequence, const Jobs& jobs,
-                               int full) {
-  const int sinks = v.layer.sink_tokens, open = sinks + full * kPageTokens;
+KVPLAN_DEVICE void store_plain(const AppendView& v, const Sequence& sequence, int share) {
+  const Jobs jobs(v, share);
+  const int sinks = v.layer.sink_tokens;
+  const int open = sinks + full_pages(sequence.length, sinks) * kPageTokens;
   if (sequence.before < sinks)
     store_rows(v, sequence, jobs, sequence.before,
                sequence.length < sinks ? sequence.length : sinks);
@@ -511,21 +517,20 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   let_next_kernel_start();
   wait_for_previous_kernel();
   const Sequence sequence(v.batch, block_z());
-  const int first = block_y() * share, left = 2 * v.layer.kv_heads - first;
-  const Jobs jobs{first, left < share ? left : share};
-  const int sinks = v.layer.sink_tokens, full = full_pages(sequence.length, sinks);
+  const int sinks = v.layer.sink_tokens;
   const int page = full_pages(sequence.before, sinks) + block();
-  if (page >= full) {
-    if (block() == 0) store_plain(v, sequence, jobs, full);
+  if (page >= full_pages(sequence.length, sinks)) {
+    if (block() == 0) store_plain(v, sequence, share);
     return;
   }
   const int number = v.batch.page_table[std::int64_t{sequence.slot} * v.batch.table_stride + page];
+  const Jobs jobs(v, share);
   for (int i = 0; i < jobs.count; ++i) {
     const Job job(v, sequence, jobs.first + i);
     pack_page(v.layer, job, sinks + page * kPageTokens, page_of(v.layer, number, job.head));
     sync_block();
   }
-  if (block() == 0) store_plain(v, sequence, jobs, full);
+  if (block() == 0) store_plain(v, Sequence(v.batch, block_z()), share);
 }
 
 }  // namespace
