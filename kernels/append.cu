@@ -513,7 +513,7 @@ KVPLAN_DEVICE void store_plain(const AppendView& v, const Sequence& sequence, in
 /// fills, the only one with rows of the old open page, store plain rows behind it. Float products
 /// of a page: 64 * coded * transformed.
 __global__ void __launch_bounds__(kMaxThreads, 2)
-    append_kernel(const AppendView v, const int share) {
+    append_kernel(const int share, const AppendView v) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   const Sequence sequence(v.batch, block_z());
@@ -550,7 +550,7 @@ cudaError_t append(const AppendView& view, cudaStream_t stream) {
   shape.stream = stream;
   shape.overlap = true;
   const cudaError_t allowed = allow_shared(append_kernel, shape.shared_bytes);
-  return allowed != cudaSuccess ? allowed : launch(append_kernel, shape, view, share);
+  return allowed != cudaSuccess ? allowed : launch(append_kernel, shape, share, view);
 }
 
 }  // namespace kvplan::kernels

@@ -191,6 +191,11 @@ std::vector<PagedPlan> matrix_plans() {
            }},
           {"HadamardBesideOutliers",
            [halves] { return centred(rotated_plan("turboquant:2+rht", 256, halves)); }},
+          {"Dim72",
+           [] {
+             return calibrated_plan(72, 8, {{5, 5, 4, 3, 3, 3, 2, 1, 1}},
+                                    {{2, 2, 2, 2, 2, 2, 2, 2, 2}});
+           }},
           {"EightBits256", [eights] { return calibrated_plan(256, 16, {eights}, {eights}); }},
           {"NormFp16", [] {
              PlanBundle b =
