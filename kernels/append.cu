@@ -82,19 +82,19 @@ struct Sequence {
 /// One side of one KV head of a sequence. `index`: first the keys of all heads.
 struct Job {
   int slot, side, head, before;
-  const std::uint16_t* rows;  // of the first new token
-  std::int64_t row_stride;
+  int first_row, row_stride;
+  const std::uint16_t* rows;  // of the head
 
   KVPLAN_DEVICE Job(const AppendView& v, const Sequence& sequence, int index)
       : slot(sequence.slot),
         side(index < v.layer.kv_heads ? kKeys : kValues),
         head(side == kKeys ? index : index - v.layer.kv_heads),
         before(sequence.before),
-        row_stride(std::int64_t{v.layer.kv_heads} * v.layer.head_dim) {
-    rows = (side == kKeys ? v.k : v.v) + sequence.first_row * row_stride + head * v.layer.head_dim;
-  }
+        first_row(sequence.first_row),
+        row_stride(v.layer.kv_heads * v.layer.head_dim),
+        rows((side == kKeys ? v.k : v.v) + head * v.layer.head_dim) {}
   KVPLAN_DEVICE const std::uint16_t* new_row(int position) const {
-    return rows + (position - before) * row_stride;
+    return rows + std::int64_t{first_row + position - before} * row_stride;
   }
   KVPLAN_DEVICE const std::uint16_t* row(const LayerView& layer, int position) const {
     return position < before ? plain_row(layer, slot, side, head, position) : new_row(position);

@@ -15,14 +15,15 @@ KVPLAN_DEVICE const quant::SideLayout& side_layout(const LayerView& layer, int s
   return side == kKeys ? layer.heads[head].k : layer.heads[head].v;
 }
 
-/// The fp16 row of a sink, or of a token of the open page.
+/// The fp16 row of a sink, or of a token of the open page. Up to 2^16 sequences and kMaxKvHeads.
 KVPLAN_DEVICE std::uint16_t* plain_row(const LayerView& layer, int slot, int side, int head,
                                        int position) {
-  const bool sink = position < layer.sink_tokens;
-  const int rows = sink ? layer.sink_tokens : kOpenTokens;
-  const int row = sink ? position : (position - layer.sink_tokens) % kOpenTokens;
-  const std::int64_t owner = (std::int64_t{slot} * 2 + side) * layer.kv_heads + head;
-  return (sink ? layer.sinks : layer.open) + (owner * rows + row) * layer.head_dim;
+  const int owner = (2 * slot + side) * layer.kv_heads + head;
+  if (position < layer.sink_tokens)
+    return layer.sinks +
+           (std::int64_t{owner} * layer.sink_tokens + position) * std::int64_t{layer.head_dim};
+  const int row = static_cast<unsigned>(position - layer.sink_tokens) % kOpenTokens;
+  return layer.open + std::int64_t{owner * kOpenTokens + row} * layer.head_dim;
 }
 
 KVPLAN_DEVICE std::byte* page_of(const LayerView& layer, int block, int head) {
