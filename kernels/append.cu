@@ -111,20 +111,25 @@ struct Jobs {
   }
 };
 
-/// Rows of new tokens. A warp takes one at a time.
+/// Rows of new tokens: sinks, and from position `open` on. A warp takes one at a time.
 KVPLAN_DEVICE void store_rows(const AppendView& v, const Sequence& sequence, const Jobs& jobs,
-                              int begin, int end) {
+                              int open) {
+  const auto above = [](int x, int y) { return x > y ? x - y : 0; };
   const int octets = v.layer.head_dim / kOctet, warps = threads() / quant::kWarpLanes;
-  int position = begin + warp();
-  for (int i = 0; i < jobs.count; ++i, position -= end - begin) {
-    if (position >= end) continue;
-    const Job job(v, sequence, jobs.first + i);
-    for (; position < end; position += warps)
+  const int before = sequence.before, length = sequence.length, sinks = v.layer.sink_tokens;
+  const int sink_rows = above(length < sinks ? length : sinks, before);
+  const int skipped = above(open, before + sink_rows);  // packed
+  const int rows = sink_rows + above(length, before + sink_rows + skipped);
+  int row = warp();
+  for (int i = 0; i < jobs.count; ++i, row -= rows)
+    for (; row < rows; row += warps) {
+      const Job job(v, sequence, jobs.first + i);
+      const int position = before + row + (row < sink_rows ? 0 : skipped);
       if (lane() < octets)
         reinterpret_cast<uint4*>(
             plain_row(v.layer, job.slot, job.side, job.head, position))[lane()] =
             reinterpret_cast<const uint4*>(job.new_row(position))[lane()];
-  }
+    }
 }
 
 /// What the channels of the transform are multiplied with ahead of it.
@@ -497,18 +502,6 @@ KVPLAN_DEVICE void pack_page(const LayerView& layer, const Job& job, int first_p
   store_tiles(layout, w, page);
 }
 
-/// Rows of the sinks and of the open page.
-KVPLAN_DEVICE void store_plain(const AppendView& v, const Sequence& sequence, int share) {
-  const Jobs jobs(v, share);
-  const int sinks = v.layer.sink_tokens;
-  const int open = sinks + full_pages(sequence.length, sinks) * kPageTokens;
-  if (sequence.before < sinks)
-    store_rows(v, sequence, jobs, sequence.before,
-               sequence.length < sinks ? sequence.length : sinks);
-  if (sequence.length > open)
-    store_rows(v, sequence, jobs, sequence.before > open ? sequence.before : open, sequence.length);
-}
-
 /// Block (page, group of jobs, sequence). Most steps fill no page. Blocks of the first page that
 /// fills, the only one with rows of the old open page, store plain rows behind it. Float products
 /// of a page: 64 * coded * transformed.
@@ -517,20 +510,20 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   let_next_kernel_start();
   wait_for_previous_kernel();
   const Sequence sequence(v.batch, block_z());
-  const int sinks = v.layer.sink_tokens;
-  const int page = full_pages(sequence.before, sinks) + block();
-  if (page >= full_pages(sequence.length, sinks)) {
-    if (block() == 0) store_plain(v, sequence, share);
+  const Jobs jobs(v, share);
+  const int sinks = v.layer.sink_tokens, full = full_pages(sequence.length, sinks);
+  const int page = full_pages(sequence.before, sinks) + block(), open = sinks + full * kPageTokens;
+  if (page >= full) {
+    if (block() == 0) store_rows(v, sequence, jobs, open);
     return;
   }
   const int number = v.batch.page_table[std::int64_t{sequence.slot} * v.batch.table_stride + page];
-  const Jobs jobs(v, share);
   for (int i = 0; i < jobs.count; ++i) {
     const Job job(v, sequence, jobs.first + i);
     pack_page(v.layer, job, sinks + page * kPageTokens, page_of(v.layer, number, job.head));
     sync_block();
   }
-  if (block() == 0) store_plain(v, Sequence(v.batch, block_z()), share);
+  if (block() == 0) store_rows(v, Sequence(v.batch, block_z()), Jobs(v, share), open);
 }
 
 }  // namespace
