@@ -16,11 +16,12 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from decode_caches import Fp16Caches, PackedCache, Shape, random_vectors, read_plan, relative_error, rotations
+from decode_caches import (PAGE_TOKENS, Fp16Caches, PackedCache, Shape, random_vectors, read_plan, relative_error,
+                           rotations)
 from kvplan_runtime import Library
 
 PLANS = ("bits2", "bits3", "bits4", "bits8", "k4v2", "k3v2", "mixed8", "mixed16", "fp16")
@@ -39,7 +40,8 @@ SCREEN = 1.5            # fp16 kernels that take longer than this times the best
 COPY_BYTES = 2 << 30
 CHECK_CONTEXTS = (1, 4, 67, 68, 132, 1500)
 CHECK_LIMIT = 2e-3
-APPEND_STEPS = 64       # one page fills
+APPEND_CACHES = 16      # of a graph of appends: layers of a model
+APPEND_CONTEXT = 4 * PAGE_TOKENS
 STEPS_AHEAD = 8         # that kvplan_begin_step takes without waiting for the device
 HOLD_CYCLES = 4_000_000  # of the device, during which the host queues what is timed
 
@@ -93,6 +95,11 @@ def capture(name, call, calls):
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         call(0)
+    return capture_warm(name, call, calls, stream)
+
+
+def capture_warm(name, call, calls, stream=None):
+    """As capture(), for calls that must not come once more."""
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
@@ -156,33 +163,59 @@ def copy_bandwidth():
     return 2 * COPY_BYTES / statistics.median(seconds)
 
 
-def append_microseconds(cache):
-    """Means over 64 consecutive steps, in each of which every sequence stores a token and in one of which all pack a
-    page: kvplan_append, and the rest of a step, which a model pays once for all its layers."""
-    shape = cache.shape
+@dataclass
+class AppendTimes:
+    """Microseconds of kvplan_append of one layer, where all sequences store a token."""
+    plain: float
+    packing: float     # every sequence packs a page
+    begin_step: float  # of a step, which a model pays once for all its layers
+
+    @property
+    def mean(self):
+        return ((PAGE_TOKENS - 1) * self.plain + self.packing) / PAGE_TOKENS
+
+
+def append_times(library, plan, shape):
+    """Graphs of appends to equal caches, one after the other as layers are. They depend on the step alone: a replay
+    without another begin_step stores the same tokens at the same places."""
+    small = replace(shape, context=APPEND_CONTEXT)
     k, v = random_vectors(2, shape.batch, shape.kv_heads, shape.head_dim)
-    append, whole = [], []
+    caches = []
 
-    def steps():
-        for _ in range(STEPS_AHEAD):
+    def step():
+        for cache in caches:
             cache.begin_step(1)
-            append.append(timed(lambda: cache.append(k, v)))
-
-    warm_up(hold)
-    for _ in range(1 + APPEND_STEPS // STEPS_AHEAD):  # the first batch is not counted
         torch.cuda.synchronize()
+
+    def microseconds(candidate):
+        measure([candidate], REPEATS)
+        return statistics.median(candidate.times)
+
+    try:
+        for _ in range(APPEND_CACHES):
+            caches.append(PackedCache(library, plan, small))
+            caches[-1].fill(read_plan(plan)["sink_tokens"] + PAGE_TOKENS - 2)
+        step()
+        plain = capture_warm("append", lambda i: caches[i].append(k, v), APPEND_CACHES)
+        plain_us = microseconds(plain)
+        step()  # the page's last token
+        packing_us = microseconds(Candidate("append and pack", plain.graph, APPEND_CACHES, []))
+
         hold()
-        whole.append(timed(steps))
-    torch.cuda.synchronize()
-    append_us = statistics.mean(seconds() for seconds in append[STEPS_AHEAD:]) * 1e6
-    step_us = statistics.mean(seconds() for seconds in whole[1:]) * 1e6 / STEPS_AHEAD
-    return append_us, step_us - append_us
+        seconds = timed(lambda: [caches[0].begin_step(1) for _ in range(STEPS_AHEAD)])
+        torch.cuda.synchronize()
+        return AppendTimes(plain_us, packing_us, seconds() * 1e6 / STEPS_AHEAD)
+    finally:
+        torch.cuda.synchronize()
+        for cache in caches:
+            cache.close()
 
 
 class PackedCaches:
     """Equal caches of one plan, read in turn; the candidate that does it and the cost of appending."""
 
     def __init__(self, library, shape, item):
+        self.append = append_times(library, item.plan, shape)
         self.caches = []
         try:
             for _ in range(item.copies):
@@ -193,11 +226,8 @@ class PackedCaches:
             raise
 
     def prepare(self, shape, item):
-        first, *others = self.caches
-        first.fill(shape.context - STEPS_AHEAD - APPEND_STEPS)
-        self.append_us, self.begin_step_us = append_microseconds(first)
         last = random_vectors(2, shape.batch, shape.kv_heads, shape.head_dim)
-        for cache in others:
+        for cache in self.caches:
             cache.fill(shape.context - 1)
             cache.begin_step(1)
             cache.append(*last)
@@ -287,8 +317,9 @@ def row(shape, item, packed, fp16, seen, copy_rate):
         "copies": item.copies, "attend": ours, "terabytes_per_second": rate * 1e-12, "of_copy": rate / copy_rate,
         "fp16_best": best, "fp16": theirs, "fp16_first_replay": seen,
         "ratio": theirs[best]["median_us"] / ours["median_us"],
-        "append_us": packed.append_us, "append_share": packed.append_us / ours["median_us"],
-        "begin_step_us": packed.begin_step_us,
+        "append_us": packed.append.mean, "append_share": packed.append.mean / ours["median_us"],
+        "append_plain_us": packed.append.plain, "append_packing_us": packed.append.packing,
+        "begin_step_us": packed.append.begin_step,
     }
 
 

@@ -277,9 +277,8 @@ void Cache::append(int layer, const void* k, const void* v, cudaStream_t stream)
   require_pointer(k, "k", kVectorBytes);
   require_pointer(v, "v", kVectorBytes);
   const CurrentDevice current(device_);
-  AppendView call{view, batch_};
-  call.k = static_cast<const std::uint16_t*>(k);
-  call.v = static_cast<const std::uint16_t*>(v);
+  const AppendView call{batch_, static_cast<const std::uint16_t*>(k),
+                        static_cast<const std::uint16_t*>(v), view};
   check(kernels::append(call, stream), "appending");
   appended_[to_size(layer)] = true;
 }

@@ -7,8 +7,8 @@
 
 namespace kvplan::kernels {
 
-/// 2^((q + 1/2)/32).
-KVPLAN_DEVICE double log8_boundary(int q) {
+/// 2^((i + 1/2)/32), i = 0..31.
+KVPLAN_DEVICE double log8_fraction(int i) {
   static constexpr double kFractions[32] = {
       0x1.02c9a3e778061p+0, 0x1.0874518759bc8p+0, 0x1.0e3ec32d3d1a2p+0, 0x1.1429aaea92dep+0,
       0x1.1a35beb6fcb75p+0, 0x1.2063b88628cd6p+0, 0x1.26b4565e27cddp+0, 0x1.2d285a6e4030bp+0,
@@ -18,8 +18,11 @@ KVPLAN_DEVICE double log8_boundary(int q) {
       0x1.8f1ae99157736p+0, 0x1.97d829fde4e5p+0,  0x1.a0c667b5de565p+0, 0x1.a9e6b5579fdbfp+0,
       0x1.b33a2b84f15fbp+0, 0x1.bcc1e904bc1d2p+0, 0x1.c67f12e57d14bp+0, 0x1.d072d4a07897cp+0,
       0x1.da9e603db3286p+0, 0x1.e502ee78b3ff6p+0, 0x1.efa1bee615a28p+0, 0x1.fa7c1819e90d8p+0};
-  return std::ldexp(kFractions[q & 31], q >> 5);
+  return kFractions[i];
 }
+
+/// 2^((q + 1/2)/32).
+KVPLAN_DEVICE double log8_boundary(int q) { return std::ldexp(log8_fraction(q & 31), q >> 5); }
 
 /// 2^(q/32).
 KVPLAN_DEVICE float log8_value(int q) {
@@ -36,15 +39,19 @@ KVPLAN_DEVICE float log8_value(int q) {
 
 /// The q nearest to 32 log2(norm), on a boundary the lower, within -128..127.
 KVPLAN_DEVICE int log8_of(double norm) {
-  int low = -128, high = 127;
-  while (low < high) {
-    const int middle = (low + high) >> 1;
-    if (log8_boundary(middle) < norm)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
+  constexpr double kSmallest = 0x1p-5, kLargest = 0x1p4;  // q outside
+  if (!(norm > kSmallest)) return -128;
+  if (norm > kLargest) return 127;
+  int exponent = 0;
+  const double mantissa = 2 * std::frexp(norm, &exponent);
+  // How many of the fractions are below the mantissa: within 1 of its logarithm, rounded.
+  int below = static_cast<int>(32 * std::log2(static_cast<float>(mantissa)) + 0.5f);
+  if (below > 0 && !(log8_fraction(below - 1) < mantissa))
+    --below;
+  else if (below < 32 && log8_fraction(below) < mantissa)
+    ++below;
+  const int q = 32 * (exponent - 1) + below;
+  return q < -128 ? -128 : q > 127 ? 127 : q;
 }
 
 }  // namespace kvplan::kernels

@@ -15,14 +15,15 @@ KVPLAN_DEVICE const quant::SideLayout& side_layout(const LayerView& layer, int s
   return side == kKeys ? layer.heads[head].k : layer.heads[head].v;
 }
 
-/// The fp16 row of a sink, or of a token of the open page.
+/// The fp16 row of a sink, or of a token of the open page. Up to 2^16 sequences and kMaxKvHeads.
 KVPLAN_DEVICE std::uint16_t* plain_row(const LayerView& layer, int slot, int side, int head,
                                        int position) {
-  const bool sink = position < layer.sink_tokens;
-  const int rows = sink ? layer.sink_tokens : kOpenTokens;
-  const int row = sink ? position : (position - layer.sink_tokens) % kOpenTokens;
-  const std::int64_t owner = (std::int64_t{slot} * 2 + side) * layer.kv_heads + head;
-  return (sink ? layer.sinks : layer.open) + (owner * rows + row) * layer.head_dim;
+  const int owner = (2 * slot + side) * layer.kv_heads + head;
+  if (position < layer.sink_tokens)
+    return layer.sinks +
+           (std::int64_t{owner} * layer.sink_tokens + position) * std::int64_t{layer.head_dim};
+  const int row = static_cast<unsigned>(position - layer.sink_tokens) % kOpenTokens;
+  return layer.open + std::int64_t{owner * kOpenTokens + row} * layer.head_dim;
 }
 
 KVPLAN_DEVICE std::byte* page_of(const LayerView& layer, int block, int head) {
@@ -81,23 +82,6 @@ KVPLAN_DEVICE int word_offset(int width, int word, int lane) {
   if (word < fours) return 4 * (word / 4 * 128 + 4 * lane + word % 4);
   if (word < fours + twos) return 4 * (32 * fours + 2 * lane + word - fours);
   return 4 * (32 * (fours + twos) + lane);
-}
-
-/// A lane's word, code(c) giving its codes.
-template <class Code>
-KVPLAN_DEVICE std::uint32_t pack_word(const quant::TileRun& run, int word, Code code) {
-  const bool half_tile = run.half != 0;
-  std::uint32_t packed = 0;
-  for (int c = 0; c < (half_tile ? 16 : 32); ++c) {
-    const quant::CodeParts parts = quant::code_parts(run.code, run.width, half_tile, c);
-    for (int i = 0; i < parts.count; ++i) {
-      const quant::CodePart part = parts.part[i];
-      if (part.word != word) continue;
-      const std::uint32_t stored = quant::stored_code(run.code, run.width, code(c));
-      packed |= (stored >> part.from & ((1u << part.bits) - 1)) << part.shift;
-    }
-  }
-  return packed;
 }
 
 /// The code of (token, coordinate of the tile).

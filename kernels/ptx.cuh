@@ -164,6 +164,21 @@ KVPLAN_DEVICE void wait_copy(std::uint32_t barrier, std::uint32_t parity) {
   } while (done == 0);
 }
 
+// The same by single threads: 16 bytes each, in the order of their groups. What others copied is
+// there behind their wait and a sync_block().
+KVPLAN_DEVICE void copy_16(void* to_shared, const void* from) {
+  asm volatile(
+      "cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(to_shared)),
+      "l"(from)
+      : "memory");
+}
+KVPLAN_DEVICE void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// Until at most `Pending` of the thread's groups are under way.
+template <int Pending>
+KVPLAN_DEVICE void wait_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
 /// d [16,8] += a [16,16] b [16,8], fp16 in, float out; fragments as mma.m16n8k16 of the PTX ISA.
 KVPLAN_DEVICE void mma(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                        std::uint32_t b1) {

@@ -123,6 +123,25 @@ void write_terms(const quant::LayerFormat& format, std::size_t coordinates,
   }
 }
 
+/// What all elements are but for their signs; 0: they differ.
+float common_magnitude(std::span<const float> matrix) {
+  const float magnitude = matrix.empty() ? 0 : std::abs(matrix.front());
+  const bool all = std::ranges::all_of(matrix, [&](float x) { return std::abs(x) == magnitude; });
+  return all ? magnitude : 0;
+}
+
+/// EncoderView::analysis.
+std::vector<float> analysis_operand(const quant::HeadTransform& head, float magnitude) {
+  const std::size_t coded = size(head.coded()), n = size(head.transformed());
+  std::vector<float> operand(head.analysis.size());
+  for (std::size_t i = 0; i < coded; ++i)
+    for (std::size_t j = 0; j < n; ++j) {
+      const float x = head.analysis[i * n + j];
+      operand[j * coded + i] = magnitude > 0 ? std::copysign(1.0f, x) : x;
+    }
+  return operand;
+}
+
 void write_encoders(const quant::LayerFormat& format, const quant::LayerBuffers& bytes,
                     ImageWriter& image, LayerView& view) {
   const std::int32_t* device_channels;
@@ -139,6 +158,7 @@ void write_encoders(const quant::LayerFormat& format, const quant::LayerBuffers&
     encoder.fp16 = head.fp16;
     encoder.transformed = head.transformed();
     encoder.coded = head.coded();
+    encoder.magnitude = common_magnitude(head.analysis);
   });
   const auto channels = image.take(bytes.channels, device_channels);
   auto encoder = encoders.begin();
@@ -150,7 +170,9 @@ void write_encoders(const quant::LayerFormat& format, const quant::LayerBuffers&
   const auto analysis = image.take(bytes.analysis, device_analysis);
   encoder = encoders.begin();
   for_each_head([&](const quant::HeadTransform& head) {
-    (encoder++)->analysis = append_to(analysis, analysis_used, device_analysis, head.analysis);
+    encoder->analysis = append_to(analysis, analysis_used, device_analysis,
+                                  analysis_operand(head, encoder->magnitude));
+    ++encoder;
   });
   const auto weights = image.take(bytes.weights, device_weights);
   encoder = encoders.begin();

@@ -58,9 +58,10 @@ struct EncoderView {
   std::int32_t fp16 = 0;                   // plain rows, nothing below is used
   std::int32_t transformed = 0;            // n: channels that go through the transform
   std::int32_t coded = 0;                  // c
+  float magnitude = 0;                     // of all elements of the analysis matrix; 0: they differ
   const std::int32_t* channels = nullptr;  // [n] ascending
   const std::int32_t* outliers = nullptr;  // [SideLayout::outliers] ascending
-  const float* analysis = nullptr;         // [c, n]
+  const float* analysis = nullptr;         // [n, c]: transposed; with a magnitude their signs, +-1
   const double* weight = nullptr;          // [c] of the scale rule
 };
 
@@ -247,12 +248,12 @@ constexpr int columns_in_use(const AttentionView& v) {
   return columns < kColumns ? columns : kColumns;
 }
 
-/// What append() brings.
+/// What append() brings; first what every step reads.
 struct AppendView {
-  LayerView layer;
   BatchView batch;
   const std::uint16_t* k = nullptr;  // fp16 [rows][kv_heads][head_dim] after rotary
   const std::uint16_t* v = nullptr;
+  LayerView layer;
 };
 
 /// De-quantised vectors of one slot, positions first .. first + count - 1.

@@ -123,6 +123,11 @@ inline void wait_copy(std::uint32_t barrier, std::uint32_t parity) {
   emulated::sync_warp();
 }
 
+inline void copy_16(void* to_shared, const void* from) { std::memcpy(to_shared, from, 16); }
+inline void end_group() {}
+template <int Pending>
+void wait_groups() {}
+
 inline std::uint16_t to_half(float x) { return quant::to_half(x); }
 inline float from_half(std::uint16_t h) { return quant::from_half(h); }
 inline std::uint32_t pack_halves(float low, float high) {
