@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/tile_plan.h"
 #include "kernels/views.h"
 #include "schemas/error.h"
 
@@ -69,6 +70,11 @@ int uniform_kind(const quant::LayerFormat& format, int phase_steps, int columns)
       std::find(std::begin(kUniformWidths), std::end(kUniformWidths), widths(format.heads.front()));
   return found == std::end(kUniformWidths) ? -1
                                            : static_cast<int>(found - std::begin(kUniformWidths));
+}
+
+/// Whether MixedPath attends to a layer.
+bool is_mixed(const quant::LayerFormat& format, int phase_steps, int columns) {
+  return columns <= kColumns / 2 && phase_steps <= kMaxMixedSteps && has_only_bytes(format);
 }
 
 }  // namespace
@@ -167,24 +173,27 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   const std::size_t page_slots = 2 * rounded(slot_bytes) + frequencies * sizeof(float2);
   shape.shared.feed_offset = static_cast<std::int32_t>(warp_bytes);
   shape.uniform = uniform_kind(format, phase_steps, columns);
-  if (shape.uniform >= 0) {
-    // Keys of a page, values of the one before, and one half on its way.
-    constexpr std::size_t kFewestSlots = 3, kMostSlots = 8;
-    const std::size_t slot = rounded(slot_bytes), room = (kMaxShared - space.used()) / 128 * 128;
+  shape.mixed = shape.uniform < 0 && is_mixed(format, phase_steps, columns);
+  if (shape.mixed) {
+    shape.shared.mixed_offset = part(mixed_bytes(phase_steps));
+    shape.shared.feed_offset = static_cast<std::int32_t>(warp_bytes);
+  }
+  if (shape.uniform >= 0 || shape.mixed) {
+    // A half of a page, or two, at work, and one on its way.
+    const std::size_t fewest_slots = shape.mixed ? 2 : 3, slot = (slot_bytes + 15) / 16 * 16;
+    const std::size_t room = (kMaxShared - space.used()) / 128 * 128;
     for (int warps = kDecodeWarps; warps > 0; --warps) {
       const std::size_t each = room / static_cast<std::size_t>(warps) / 128 * 128;
-      const std::size_t slots =
-          each < warp_bytes ? 0 : std::min((each - warp_bytes) / slot, kMostSlots);
-      if (slots < kFewestSlots) continue;
-      const std::size_t bytes = warp_bytes + slots * slot;
-      shape.shared.feed_slots = static_cast<std::int32_t>(slots);
-      shape.shared.warp_region = take(bytes * static_cast<std::size_t>(warps), 128);
-      shape.shared.warp_bytes = static_cast<std::int32_t>(bytes);
+      if (each < warp_bytes + fewest_slots * slot) continue;
+      shape.shared.ring_bytes = static_cast<std::int32_t>(each - warp_bytes);
+      shape.shared.warp_region = take(each * static_cast<std::size_t>(warps), 128);
+      shape.shared.warp_bytes = static_cast<std::int32_t>(each);
       shape.block_warps = warps;
       shape.shared_bytes = space.used();
       return shape;
     }
     shape.uniform = -1;
+    shape.mixed = false;
   }
   for (const int pages : {2, 1}) {
     if (pages == 2 && (columns > kColumns / 2 || !has_only_bytes(format))) continue;

@@ -128,7 +128,7 @@ template <int Width>
 struct ByteTile {
   static constexpr int kWords = Width;
   static constexpr bool kHalfTile = false;
-  KVPLAN_DEVICE explicit ByteTile(const RunEntry& run) : table(run.levels) {}
+  KVPLAN_DEVICE explicit ByteTile(const std::uint32_t* levels) : table(levels) {}
   KVPLAN_DEVICE void load(std::uint32_t (&w)[kWords], std::uint32_t tile) const {
     load_full<Width>(w, tile);
   }
@@ -144,7 +144,7 @@ template <>
 struct ByteTile<1> {
   static constexpr int kWords = 1;
   static constexpr bool kHalfTile = false;
-  KVPLAN_DEVICE explicit ByteTile(const RunEntry&) {}
+  KVPLAN_DEVICE explicit ByteTile(const std::uint32_t*) {}
   KVPLAN_DEVICE void load(std::uint32_t (&w)[1], std::uint32_t tile) const {
     load_full<1>(w, tile);
   }
@@ -159,7 +159,7 @@ template <>
 struct ByteTile<2> {
   static constexpr int kWords = 2;
   static constexpr bool kHalfTile = false;
-  KVPLAN_DEVICE explicit ByteTile(const RunEntry&) {}
+  KVPLAN_DEVICE explicit ByteTile(const std::uint32_t*) {}
   KVPLAN_DEVICE void load(std::uint32_t (&w)[2], std::uint32_t tile) const {
     load_full<2>(w, tile);
   }
@@ -177,7 +177,7 @@ template <>
 struct ByteTile<8> {
   static constexpr int kWords = 8;
   static constexpr bool kHalfTile = false;
-  KVPLAN_DEVICE explicit ByteTile(const RunEntry&) {}
+  KVPLAN_DEVICE explicit ByteTile(const std::uint32_t*) {}
   KVPLAN_DEVICE void load(std::uint32_t (&w)[8], std::uint32_t tile) const {
     load_full<8>(w, tile);
   }
@@ -192,7 +192,7 @@ template <int Width>
 struct ByteHalfTile {
   static constexpr int kWords = Width;
   static constexpr bool kHalfTile = true;
-  KVPLAN_DEVICE explicit ByteHalfTile(const RunEntry& run) : levels(run.levels) {}
+  KVPLAN_DEVICE explicit ByteHalfTile(const std::uint32_t* run_levels) : levels(run_levels) {}
   KVPLAN_DEVICE void load(std::uint32_t (&w)[kWords], std::uint32_t tile) const {
     load_half<Width>(w, tile);
   }
@@ -235,36 +235,36 @@ KVPLAN_DEVICE void with_byte_tile(const RunEntry& run, bool half_tile, int width
   if (half_tile) {
     switch (width) {
       case 1:
-        return visit(ByteHalfTile<1>(run));
+        return visit(ByteHalfTile<1>(run.levels));
       case 2:
-        return visit(ByteHalfTile<2>(run));
+        return visit(ByteHalfTile<2>(run.levels));
       case 3:
-        return visit(ByteHalfTile<3>(run));
+        return visit(ByteHalfTile<3>(run.levels));
       case 4:
-        return visit(ByteHalfTile<4>(run));
+        return visit(ByteHalfTile<4>(run.levels));
       case 5:
-        return visit(ByteHalfTile<5>(run));
+        return visit(ByteHalfTile<5>(run.levels));
       case 6:
-        return visit(ByteHalfTile<6>(run));
+        return visit(ByteHalfTile<6>(run.levels));
       default:
-        return visit(ByteHalfTile<8>(run));
+        return visit(ByteHalfTile<8>(run.levels));
     }
   }
   switch (width) {
     case 1:
-      return visit(ByteTile<1>(run));
+      return visit(ByteTile<1>(run.levels));
     case 2:
-      return visit(ByteTile<2>(run));
+      return visit(ByteTile<2>(run.levels));
     case 3:
-      return visit(ByteTile<3>(run));
+      return visit(ByteTile<3>(run.levels));
     case 4:
-      return visit(ByteTile<4>(run));
+      return visit(ByteTile<4>(run.levels));
     case 5:
-      return visit(ByteTile<5>(run));
+      return visit(ByteTile<5>(run.levels));
     case 6:
-      return visit(ByteTile<6>(run));
+      return visit(ByteTile<6>(run.levels));
     default:
-      return visit(ByteTile<8>(run));
+      return visit(ByteTile<8>(run.levels));
   }
 }
 

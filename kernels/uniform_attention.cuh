@@ -17,7 +17,7 @@ template <int KeyWidth, int ValueWidth, int Tiles>
 class UniformPath {
  public:
   static constexpr int kPages = 1, kBlocks = 1;
-  using Feed = HalfFeed;
+  using Feed = HalfFeed<true>;
 
   KVPLAN_DEVICE static void attend(const AttentionView& v, const Work<1>& work, Feed& feed,
                                    Running<1>& r, int first, int count) {
@@ -37,7 +37,7 @@ class UniformPath {
   using PageScores = Scores<1, 1>;
 
   KVPLAN_DEVICE UniformPath(const AttentionView& v, const Work<1>& work, Running<1>& r)
-      : v_(v), work_(work), r_(r), key_tile_(work.runs[0]), value_tile_(work.runs[1]) {
+      : v_(v), work_(work), r_(r), key_tile_(work.runs[0].levels), value_tile_(work.runs[1].levels) {
 #pragma unroll
     for (int j = 0; j < Tiles; ++j) query_[j] = work.query[j * kLanes + lane()].x;
   }

@@ -97,11 +97,11 @@ struct SharedMap {
   std::int32_t runs_offset = 0;      // list of the segment's runs
   std::int32_t list_offset = 0;      // PageList
   std::int32_t centre_offset = 0;    // [frequencies][4 or 8 columns] float2
-  std::int32_t barriers_offset = 0;  // [2] or [feed_slots] of 8 bytes
-  std::int32_t feed_offset = 0;  // [2][unit_pages] of slot_bytes, phases; uniform: [feed_slots] of
-                                 // slot_bytes
-  std::int32_t slot_bytes = 0;   // of one page's half
-  std::int32_t feed_slots = 0;   // uniform layers only
+  std::int32_t mixed_offset = 0;     // TileTables and turns; mixed layers only
+  std::int32_t barriers_offset = 0;  // of 8 bytes: [2], or one for each slot of a ring
+  std::int32_t feed_offset = 0;      // [2][unit_pages] of slot_bytes, phases; or a ring
+  std::int32_t slot_bytes = 0;       // of one page's half
+  std::int32_t ring_bytes = 0;       // uniform and mixed layers only
 };
 
 /// How long a warp of `decode` works on a unit of pages of a KV head, in any unit.
@@ -156,6 +156,7 @@ struct LayerView {
   WorkCosts costs;
   int unit_pages = 1;  // packed pages that a warp of `decode` takes at a time: 1 or 2
   int uniform = -1;    // index in kUniformWidths, or -1
+  bool mixed = false;  // MixedPath attends
   SharedMap shared;
   std::size_t shared_bytes = 0;  // of a block of `decode`
   bool only_bytes = false;       // every run of tiles of every head is kBytes
@@ -272,6 +273,7 @@ cudaError_t read_back(const ReadBackView& view, cudaStream_t stream);
 struct DecodeShape {
   int blocks = 0, block_warps = 0;
   int unit_pages = 1, uniform = -1;  // as in LayerView
+  bool mixed = false;
   std::size_t shared_bytes = 0;
   SharedMap shared;
 };
