@@ -30,8 +30,8 @@ class KeyCentre {
     const float2* const phase = v.layer.page_phase;
     for (int f = lane(); f < frequencies; f += kLanes) {
       const float2 from = phase[f], to = phase[2 * frequencies + f];
-      turns[f / 8 * 8 + f % 4 * 2 + f / 4 % 2] = {
-          fused(to.x, from.x, to.y * from.y), fused(to.y, from.x, -(to.x * from.y))};
+      turns[f / 8 * 8 + f % 4 * 2 + f / 4 % 2] = {fused(to.x, from.x, to.y * from.y),
+                                                  fused(to.y, from.x, -(to.x * from.y))};
     }
   }
 

@@ -29,6 +29,8 @@ class TileCounts {
                                                              : tiles >> 1 << 2 | (tiles & 1) << 1;
       (width > 3 ? wide_ : narrow_) |= field << shift(width);
     }
+    wide_ = uniform(wide_);
+    narrow_ = uniform(narrow_);
   }
   template <int Width>
   KVPLAN_DEVICE bool has(std::uint32_t fields) const {
@@ -154,9 +156,7 @@ struct ValueTiles {
   const ByteWeights<1, 1>& p;
   float unit;
 
-  KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8], std::uint32_t bytes) {
-    add(a, bytes);
-  }
+  KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8], std::uint32_t bytes) { add(a, bytes); }
   KVPLAN_DEVICE void pair(const std::uint32_t (&a)[8], const std::uint32_t (&b)[8],
                           std::uint32_t bytes) {
     add(a, bytes);
@@ -178,8 +178,7 @@ struct ValueTiles {
     multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0][0], p[0][1][0]);
     mma_unsigned(sums, a[4], a[5], a[6], a[7], p[0][2][0], p[0][3][0]);
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
-      o.x[h] = fused(digits(sums[2 * h], sums[2 * h + 1]), unit, o.x[h]);
+    for (int h = 0; h < 2; ++h) o.x[h] = fused(digits(sums[2 * h], sums[2 * h + 1]), unit, o.x[h]);
     *output = o;
     at += bytes;
     output += kLanes;

@@ -30,12 +30,11 @@ class BlockWindow {
     const int mine = page + lane(), last = list.count - 1;
     block_ = list.blocks[mine < last ? mine : last];
   }
-  /// Where page `index` lies. Pages must come in ascending order.
-  KVPLAN_DEVICE const std::byte* page(const PageList& list, int index) {
+  /// Of page `index`. Pages must come in ascending order.
+  KVPLAN_DEVICE std::uint32_t block(const PageList& list, int index) {
     if (index >= window_ + kLanes) [[unlikely]]
       look_at(list, index);
-    return list.pages +
-           static_cast<std::uint64_t>(shuffle(block_, index - window_)) * list.block_bytes;
+    return static_cast<std::uint32_t>(shuffle(block_, index - window_));
   }
 
  private:
@@ -101,7 +100,8 @@ class PageFeed {
     std::uint32_t bytes = Pages * key_bytes;
 #pragma unroll
     for (int n = 0; n < Pages; ++n) {
-      pages_[n] = window_.page(*list_, next_ + (n < left ? n : left - 1));
+      const std::uint32_t block = window_.block(*list_, next_ + (n < left ? n : left - 1));
+      pages_[n] = list_->pages + std::uint64_t{block} * list_->block_bytes;
       copy_async(slots_ + n * slot_bytes_, pages_[n], key_bytes, barriers_);
     }
     if (phase_bytes > 0) {
@@ -129,14 +129,17 @@ class PageFeed {
 
   PageList* list_;
   std::uint32_t barriers_, slots_, slot_bytes_;
-  int next_ = 0;                   // page whose unit's keys are copied next
-  bool rest_ = false;              // whether the rest of that ahead of it is still to be copied
-  std::uint32_t parity_ = 0;       // of the unit in use
+  int next_ = 0;              // page whose unit's keys are copied next
+  bool rest_ = false;         // whether the rest of that ahead of it is still to be copied
+  std::uint32_t parity_ = 0;  // of the unit in use
   BlockWindow window_;
   const std::byte* pages_[Pages];  // of the unit whose keys were copied last
 };
 
 inline constexpr int kMostSlots = 8;  // of a ring
+
+/// x, the same in all lanes, such that the compiler knows: then branches need no bookkeeping.
+KVPLAN_DEVICE std::uint32_t uniform(std::uint32_t x) { return ballot((x >> lane() & 1) != 0); }
 
 // Halves of single pages through a ring of slots as large as the list's pages allow: keys and
 // values of page after page, or with KeysAhead keys 0, keys 1, values 0, keys 2, values 1, ..,
@@ -160,8 +163,10 @@ class HalfFeed {
     sync_warp();
     if (lane() == 0) *list_ = list;
     sync_warp();
-    slot_bytes_ = list.key_bytes > list.rest_bytes ? list.key_bytes : list.rest_bytes;
-    const auto fit = static_cast<int>(ring_bytes_ / slot_bytes_);
+    halves_ = 2 * static_cast<int>(uniform(static_cast<std::uint32_t>(list.count)));
+    key_bytes_ = uniform(list.key_bytes), rest_bytes_ = uniform(list.rest_bytes);
+    slot_bytes_ = key_bytes_ > rest_bytes_ ? key_bytes_ : rest_bytes_;
+    const auto fit = static_cast<int>(uniform(ring_bytes_ / slot_bytes_));
     slot_count_ = fit < kMostSlots ? fit : kMostSlots;
     issued_ = free_ = taken_ = 0;
     window_.look_at(list, 0);
@@ -183,21 +188,20 @@ class HalfFeed {
 
  private:
   KVPLAN_DEVICE void issue() {
-    const int i = issued_, count = list_->count;
-    if (i >= 2 * count) return;
-    const std::uint32_t key_bytes = list_->key_bytes;
+    const int i = issued_;
+    if (i >= halves_) return;
     const int keys_of = KeysAhead ? (i + 1) / 2 : i / 2;
-    const bool keys =
-        KeysAhead ? (i % 2 == 1 || i == 0) && keys_of < count : i % 2 == 0;
+    const bool keys = KeysAhead ? (i % 2 == 1 || i == 0) && 2 * keys_of < halves_ : i % 2 == 0;
     if (keys) {
       before_ = last_;
-      last_ = window_.page(*list_, keys_of);
+      last_ = uniform(window_.block(*list_, keys_of));
     }
-    const std::byte* const values_of = KeysAhead && i % 2 == 0 ? before_ : last_;
-    const std::uint32_t bytes = keys ? key_bytes : list_->rest_bytes;
+    const std::uint32_t of = KeysAhead && !keys && i % 2 == 0 ? before_ : last_;
+    const std::uint32_t bytes = keys ? key_bytes_ : rest_bytes_;
     const std::uint32_t barrier = barriers_ + 8 * free_;
     copy_async(slots_ + static_cast<std::uint32_t>(free_) * slot_bytes_,
-               keys ? last_ : values_of + key_bytes, bytes, barrier);
+               list_->pages + std::uint64_t{of} * list_->block_bytes + (keys ? 0 : key_bytes_),
+               bytes, barrier);
     end_batch(barrier, bytes);
     free_ = free_ + 1 < slot_count_ ? free_ + 1 : 0;
     issued_ = i + 1;
@@ -205,14 +209,13 @@ class HalfFeed {
 
   PageList* list_;
   std::uint32_t barriers_, slots_, ring_bytes_;
-  std::uint32_t slot_bytes_ = 0;
+  std::uint32_t key_bytes_ = 0, rest_bytes_ = 0, slot_bytes_ = 0;
   int slot_count_ = 0;
-  int free_ = 0, taken_ = 0;           // slot of the half that is copied, awaited next
-  std::uint32_t parities_ = 0;         // bit i: of the batch that slot i awaits next
-  int issued_ = 0;                     // halves of the list
+  int free_ = 0, taken_ = 0;     // slot of the half that is copied, awaited next
+  std::uint32_t parities_ = 0;   // bit i: of the batch that slot i awaits next
+  int issued_ = 0, halves_ = 0;  // halves of the list
   BlockWindow window_;
-  const std::byte* last_ = nullptr;    // the page whose keys were copied last
-  const std::byte* before_ = nullptr;  // the one before
+  std::uint32_t last_ = 0, before_ = 0;  // block of the page whose keys were copied last; before it
 };
 
 }  // namespace kvplan::kernels

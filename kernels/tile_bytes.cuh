@@ -79,9 +79,16 @@ struct ByteTable<4> : SixteenBytes {
   }
 };
 
-/// All bits of the bytes whose sign is 0 (negative); signs: bit 0 of each nibble.
-KVPLAN_DEVICE std::uint32_t negative_bytes(std::uint32_t signs) {
-  return select_bytes(0xff, 0, signs);
+/// All bits of the bytes whose sign is 0 (negative); signs: bit k < 3 of each nibble. Selected
+/// bytes are 0 or 255, so it does not matter whether the fourth bit asks for their sign.
+KVPLAN_DEVICE std::uint32_t negative_bytes(std::uint32_t signs, int k) {
+  constexpr std::uint32_t kLow[] = {0x00ff00ff, 0x0000ffff, 0xffffffff};
+  return select_bytes(kLow[k], k < 2 ? kLow[k] : 0, signs);
+}
+
+/// The signs of step k, bit k of each nibble, where negative_bytes finds them.
+KVPLAN_DEVICE std::uint32_t shifted_signs(std::uint32_t plane, int k) {
+  return k < 3 ? plane : plane >> 1;
 }
 
 /// Sign and 16 magnitudes.
@@ -90,9 +97,10 @@ struct ByteTable<5> : SixteenBytes {
   using SixteenBytes::SixteenBytes;
   template <bool Half>
   KVPLAN_DEVICE void bytes(const std::uint32_t (&w)[5], int k, std::uint32_t* a) const {
-    const std::uint32_t x = w[k], inverted = x ^ 0x88888888, signs = w[4] >> k & 0x11111111;
-    a[0] = look_up(x, inverted) ^ negative_bytes(signs);
-    if constexpr (!Half) a[1] = look_up(x >> 16, inverted >> 16) ^ negative_bytes(signs >> 16);
+    const std::uint32_t x = w[k], inverted = x ^ 0x88888888, signs = shifted_signs(w[4], k);
+    const int bit = k < 3 ? k : 2;
+    a[0] = look_up(x, inverted) ^ negative_bytes(signs, bit);
+    if constexpr (!Half) a[1] = look_up(x >> 16, inverted >> 16) ^ negative_bytes(signs >> 16, bit);
   }
 };
 
@@ -108,7 +116,7 @@ struct ByteTable<6> {
   KVPLAN_DEVICE void bytes(const std::uint32_t (&w)[6], int k, std::uint32_t* a) const {
     constexpr std::uint32_t kFourth = 0x88888888;
     const std::uint32_t x = w[k], plane = (k < 3 ? w[4] << (3 - k) : w[4]) & kFourth;
-    const std::uint32_t signs = w[5] >> k & 0x11111111, other = plane ^ kFourth;
+    const std::uint32_t signs = shifted_signs(w[5], k), other = plane ^ kFourth;
     // The fourth bit of a nibble is clear in one of the four.
     const std::uint32_t selectors[4] = {x | plane, (x ^ kFourth) | plane, x | other,
                                         (x ^ kFourth) | other};
@@ -118,7 +126,7 @@ struct ByteTable<6> {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         sum |= select_bytes(table[2 * i], table[2 * i + 1], selectors[i] >> 16 * r);
-      a[r] = sum ^ negative_bytes(signs >> 16 * r);
+      a[r] = sum ^ negative_bytes(signs >> 16 * r, k < 3 ? k : 2);
     }
   }
 };
