@@ -74,7 +74,12 @@ int uniform_kind(const quant::LayerFormat& format, int phase_steps, int columns)
 
 /// Whether MixedPath attends to a layer.
 bool is_mixed(const quant::LayerFormat& format, int phase_steps, int columns) {
-  return columns <= kColumns / 2 && phase_steps <= kMaxMixedSteps && has_only_bytes(format);
+  if (columns > kColumns / 2 || phase_steps > kMaxMixedSteps || !has_only_bytes(format))
+    return false;
+  const int norm_bytes = format.heads.front().k.norm_bytes;
+  return norm_bytes > 0 && std::ranges::all_of(format.heads, [&](const quant::HeadLayout& head) {
+           return head.k.norm_bytes == norm_bytes && head.v.norm_bytes == norm_bytes;
+         });
 }
 
 }  // namespace
@@ -178,13 +183,12 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     shape.shared.mixed_offset = part(mixed_bytes(phase_steps));
     shape.shared.feed_offset = static_cast<std::int32_t>(warp_bytes);
   }
-  if (shape.uniform >= 0 || shape.mixed) {
-    // A half of a page, or two, at work, and one on its way.
-    const std::size_t fewest_slots = shape.mixed ? 2 : 3, slot = (slot_bytes + 15) / 16 * 16;
-    const std::size_t room = (kMaxShared - space.used()) / 128 * 128;
+  const std::size_t room = (kMaxShared - space.used()) / 128 * 128;
+  if (shape.mixed) {
+    // A half of a page at work and one on its way; of most heads halves are smaller, and more.
     for (int warps = kDecodeWarps; warps > 0; --warps) {
       const std::size_t each = room / static_cast<std::size_t>(warps) / 128 * 128;
-      if (each < warp_bytes + fewest_slots * slot) continue;
+      if (each < warp_bytes + 2 * rounded(slot_bytes)) continue;
       shape.shared.ring_bytes = static_cast<std::int32_t>(each - warp_bytes);
       shape.shared.warp_region = take(each * static_cast<std::size_t>(warps), 128);
       shape.shared.warp_bytes = static_cast<std::int32_t>(each);
@@ -192,8 +196,26 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
       shape.shared_bytes = space.used();
       return shape;
     }
-    shape.uniform = -1;
     shape.mixed = false;
+  }
+  if (shape.uniform >= 0) {
+    // Keys of a page, values of the one before, and one half on its way.
+    constexpr std::size_t kFewestSlots = 3, kMostSlots = 8;
+    const std::size_t slot = rounded(slot_bytes);
+    for (int warps = kDecodeWarps; warps > 0; --warps) {
+      const std::size_t each = room / static_cast<std::size_t>(warps) / 128 * 128;
+      const std::size_t slots =
+          each < warp_bytes ? 0 : std::min((each - warp_bytes) / slot, kMostSlots);
+      if (slots < kFewestSlots) continue;
+      const std::size_t bytes = warp_bytes + slots * slot;
+      shape.shared.feed_slots = static_cast<std::int32_t>(slots);
+      shape.shared.warp_region = take(bytes * static_cast<std::size_t>(warps), 128);
+      shape.shared.warp_bytes = static_cast<std::int32_t>(bytes);
+      shape.block_warps = warps;
+      shape.shared_bytes = space.used();
+      return shape;
+    }
+    shape.uniform = -1;
   }
   for (const int pages : {2, 1}) {
     if (pages == 2 && (columns > kColumns / 2 || !has_only_bytes(format))) continue;

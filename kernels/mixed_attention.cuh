@@ -66,19 +66,28 @@ struct StepTable {
 };
 
 // Brings the tiles of one width, which begin at visit.at, as registers of operand A to
-// visit.pair(a, b), visit.tile(a) and visit.half(a); each moves visit.at on by so many bytes.
+// visit.pair(a, b), visit.tile(a), visit.half(a) and, a tile as two terms, visit.sum(a, b); each
+// moves visit.at on by so many bytes.
 template <int Width, class Visit>
 KVPLAN_DEVICE void for_tiles_of(const TileCounts& counts, std::uint32_t tables, Visit& visit) {
   if (!counts.has<Width>(255)) return;
   constexpr bool kPaired = Width <= TileCounts::kMaxPairedWidth;
+  // A product more costs less than adding the two halves of a table.
+  constexpr bool kTerms = Width == 4;
   constexpr std::uint32_t kBytes = 128 * Width;
   const StepTable<Width> table(tables);
   const ByteTile<Width> tile(table.words);
   const auto single = [&] {
     std::uint32_t w[Width], a[8];
     tile.load(w, visit.at);
-    tile.registers(w, a);
-    visit.tile(a, kBytes);
+    if constexpr (kTerms) {
+      std::uint32_t b[8];
+      tile.terms(w, a, b);
+      visit.sum(a, b, kBytes);
+    } else {
+      tile.registers(w, a);
+      visit.tile(a, kBytes);
+    }
   };
 #pragma unroll 1
   for (std::uint32_t left = counts.repeats<Width>(); left > 0; --left) {
@@ -86,9 +95,17 @@ KVPLAN_DEVICE void for_tiles_of(const TileCounts& counts, std::uint32_t tables, 
       std::uint32_t w[2][Width], a[2][8];
       tile.load(w[0], visit.at);
       tile.load(w[1], visit.at + kBytes);
-      tile.registers(w[0], a[0]);
-      tile.registers(w[1], a[1]);
-      visit.pair(a[0], a[1], 2 * kBytes);
+      if constexpr (kTerms) {
+        std::uint32_t b[2][8];
+        tile.terms(w[0], a[0], b[0]);
+        tile.terms(w[1], a[1], b[1]);
+        visit.sum(a[0], b[0], kBytes);
+        visit.sum(a[1], b[1], kBytes);
+      } else {
+        tile.registers(w[0], a[0]);
+        tile.registers(w[1], a[1]);
+        visit.pair(a[0], a[1], 2 * kBytes);
+      }
     } else {
       single();
     }
@@ -132,6 +149,13 @@ struct KeyTiles {
     for (int i = 0; i < kRows; ++i)
       mma_bytes(sums[i], a[2 * i], a[2 * i + 1], b[2 * i], b[2 * i + 1], q, next_q);
   }
+  KVPLAN_DEVICE void sum(const std::uint32_t (&a)[8], const std::uint32_t (&b)[8],
+                         std::uint32_t bytes) {
+    const std::uint32_t q = next(bytes, 1);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+      mma_bytes(sums[i], a[2 * i], a[2 * i + 1], b[2 * i], b[2 * i + 1], q, q);
+  }
   KVPLAN_DEVICE void half(const std::uint32_t (&a)[4], std::uint32_t bytes) {
     const std::uint32_t q = next(bytes, 1);
     // The bytes of coordinates that are not there meet zeros.
@@ -156,11 +180,23 @@ struct ValueTiles {
   const ByteWeights<1, 1>& p;
   float unit;
 
-  KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8], std::uint32_t bytes) { add(a, bytes); }
+  KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8], std::uint32_t bytes) {
+    int sums[4];
+    multiply(sums, a);
+    add(sums, bytes);
+  }
   KVPLAN_DEVICE void pair(const std::uint32_t (&a)[8], const std::uint32_t (&b)[8],
                           std::uint32_t bytes) {
-    add(a, bytes);
-    add(b, 0);
+    tile(a, bytes);
+    tile(b, 0);
+  }
+  KVPLAN_DEVICE void sum(const std::uint32_t (&a)[8], const std::uint32_t (&b)[8],
+                         std::uint32_t bytes) {
+    int sums[4];
+    multiply(sums, a);
+    mma_unsigned(sums, b[0], b[1], b[2], b[3], p[0][0][0], p[0][1][0]);
+    mma_unsigned(sums, b[4], b[5], b[6], b[7], p[0][2][0], p[0][3][0]);
+    add(sums, bytes);
   }
   KVPLAN_DEVICE void half(const std::uint32_t (&a)[4], std::uint32_t bytes) {
     int sums[4];
@@ -172,11 +208,12 @@ struct ValueTiles {
   }
 
  private:
-  KVPLAN_DEVICE void add(const std::uint32_t (&a)[8], std::uint32_t bytes) {
-    Output<1> o = *output;
-    int sums[4];
+  KVPLAN_DEVICE void multiply(int (&sums)[4], const std::uint32_t (&a)[8]) const {
     multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0][0], p[0][1][0]);
     mma_unsigned(sums, a[4], a[5], a[6], a[7], p[0][2][0], p[0][3][0]);
+  }
+  KVPLAN_DEVICE void add(const int (&sums)[4], std::uint32_t bytes) {
+    Output<1> o = *output;
 #pragma unroll
     for (int h = 0; h < 2; ++h) o.x[h] = fused(digits(sums[2 * h], sums[2 * h + 1]), unit, o.x[h]);
     *output = o;
@@ -189,7 +226,7 @@ struct ValueTiles {
 class MixedPath {
  public:
   static constexpr int kPages = 1, kBlocks = 1;
-  using Feed = HalfFeed<false>;
+  using Feed = RingFeed;
 
   KVPLAN_DEVICE static void attend(const AttentionView& v, const Work<1>& work, Feed& feed,
                                    Running<1>& r, int first, int count) {
@@ -234,7 +271,20 @@ class MixedPath {
         values_(work.runs + work.key_runs, work.value_runs),
         tables_(shared_address(&tables_of(v, work))),
         query_(shared_address(work.query + lane())),
-        centre_(v, work, tables_ + sizeof(TileTables)) {}
+        log_norms_(uniform(static_cast<std::uint32_t>(work.norm_bytes[0])) == 1),
+        key_norms_(work.key_norms + norm_offset()),
+        value_norms_(work.value_norms + norm_offset()),
+        centre_(v, work, tables_ + sizeof(TileTables)) {
+    const int first = v.layer.sink_tokens, lowest = work.lowest - first;
+    const int visible = work.first_query + 1 - first;  // to every query, of the packed tokens
+    plain_from_ = lowest > 0 ? (lowest + quant::kPageTokens - 1) / quant::kPageTokens : 0;
+    const int until = v.soft_cap > 0 || visible < 0 ? 0 : visible / quant::kPageTokens;
+    plain_pages_ = until > plain_from_ ? static_cast<unsigned>(until - plain_from_) : 0;
+  }
+
+  KVPLAN_DEVICE std::uint32_t norm_offset() const {
+    return (log_norms_ ? 8u : 16u) * static_cast<std::uint32_t>(lane() >> 2);
+  }
 
   // What the scores of a column are differences to.
   KVPLAN_DEVICE float reference() const { return r_.m[0] > kLowest ? r_.m[0] : 0; }
@@ -262,27 +312,19 @@ class MixedPath {
 
     const std::uint32_t rest = feed.wait();
     float norms[8];
-    load_norms(norms, rest + work_.key_norms, work_.norm_bytes[0]);
+    read_norms(norms, rest + key_norms_);
     PageScores s;
     for_scores<1, 1>([&](int n, int i, int h, int e) {
       const float product =
           fused(digits(sums[i][2 * h], sums[i][2 * h + 1]), work_.unit[0], work_.bias[0]);
       s[n][i][h][e] = fused(product, norms[2 * i + h], terms_[2 * i + h]);
     });
-    const int first = v_.layer.sink_tokens + quant::kPageTokens * page;
-    const bool whole = first + quant::kPageTokens - 1 <= work_.first_query && first >= work_.lowest;
-    if (v_.soft_cap > 0) [[unlikely]] {
-      const float reference_of_scores = reference();
-      for_scores<1, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] += reference_of_scores; });
-      cap<1, 1>(s, v_.soft_cap);
-      for_scores<1, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] -= reference_of_scores; });
-    }
-    if (!whole) [[unlikely]]
-      mask<1, 1>(s, v_, work_, first, quant::kPageTokens);
+    if (static_cast<unsigned>(page - plain_from_) >= plain_pages_) [[unlikely]]
+      cap_and_mask(s, page);
     follow(s);
     exponentiate<1, 1>(s, r_);
 
-    load_norms(norms, rest + work_.value_norms, work_.norm_bytes[1]);
+    read_norms(norms, rest + value_norms_);
     for_scores<1, 1>([&](int n, int i, int h, int e) {
       s[n][i][h][e] *= norms[2 * i + h];
       r_.norms[e] += s[n][i][h][e];
@@ -294,6 +336,24 @@ class MixedPath {
     for_tiles(values_, tables_ + sizeof(TileTables::words[0]),
               ValueTiles{rest, work_.output + lane(), p, unit[0]});
     feed.done();
+  }
+
+  // Norms of the lane's tokens.
+  KVPLAN_DEVICE void read_norms(float (&x)[8], std::uint32_t at) const {
+    if (log_norms_)
+      load_log_norms(x, at);
+    else
+      load_half_norms(x, at);
+  }
+
+  KVPLAN_DEVICE void cap_and_mask(PageScores& s, int page) const {
+    if (v_.soft_cap > 0) {
+      const float from = reference();
+      for_scores<1, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] += from; });
+      cap<1, 1>(s, v_.soft_cap);
+      for_scores<1, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] -= from; });
+    }
+    mask<1, 1>(s, v_, work_, v_.layer.sink_tokens + quant::kPageTokens * page, quant::kPageTokens);
   }
 
   // Lets the maximum follow the scores, and what depends on it.
@@ -322,6 +382,10 @@ class MixedPath {
   Running<1>& r_;
   const TileCounts keys_, values_;
   std::uint32_t tables_, query_;
+  bool log_norms_;
+  std::uint32_t key_norms_, value_norms_;  // of the lane, in the second half of a page
+  int plain_from_;                         // pages that need neither cap nor mask
+  unsigned plain_pages_;
   KeyCentre centre_;
   float terms_[8], next_terms_[8];  // added to scores: what centring took, minus reference()
 };

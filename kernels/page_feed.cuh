@@ -30,11 +30,12 @@ class BlockWindow {
     const int mine = page + lane(), last = list.count - 1;
     block_ = list.blocks[mine < last ? mine : last];
   }
-  /// Of page `index`. Pages must come in ascending order.
-  KVPLAN_DEVICE std::uint32_t block(const PageList& list, int index) {
+  /// Where page `index` lies. Pages must come in ascending order.
+  KVPLAN_DEVICE const std::byte* page(const PageList& list, int index) {
     if (index >= window_ + kLanes) [[unlikely]]
       look_at(list, index);
-    return static_cast<std::uint32_t>(shuffle(block_, index - window_));
+    return list.pages +
+           static_cast<std::uint64_t>(shuffle(block_, index - window_)) * list.block_bytes;
   }
 
  private:
@@ -100,8 +101,7 @@ class PageFeed {
     std::uint32_t bytes = Pages * key_bytes;
 #pragma unroll
     for (int n = 0; n < Pages; ++n) {
-      const std::uint32_t block = window_.block(*list_, next_ + (n < left ? n : left - 1));
-      pages_[n] = list_->pages + std::uint64_t{block} * list_->block_bytes;
+      pages_[n] = window_.page(*list_, next_ + (n < left ? n : left - 1));
       copy_async(slots_ + n * slot_bytes_, pages_[n], key_bytes, barriers_);
     }
     if (phase_bytes > 0) {
@@ -136,19 +136,86 @@ class PageFeed {
   const std::byte* pages_[Pages];  // of the unit whose keys were copied last
 };
 
-inline constexpr int kMostSlots = 8;  // of a ring
+// Halves of single pages through a ring of slots, in the order keys 0, keys 1, values 0, keys 2,
+// values 1, .., values of the last page: the keys of a page come while the values of the page
+// before are at work. Otherwise as PageFeed; not for centred keys.
+class HalfFeed {
+ public:
+  KVPLAN_DEVICE HalfFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
+                         const SharedMap& map)
+      : list_(list),
+        barriers_(barriers),
+        slots_(slots),
+        slot_bytes_(static_cast<std::uint32_t>(map.slot_bytes)),
+        slot_count_(map.feed_slots) {
+    if (lane() == 0)
+      for (int slot = 0; slot < slot_count_; ++slot) init_barrier(barriers + 8 * slot);
+    sync_warp();
+  }
+  /// Starts on another list; the one before is used up.
+  KVPLAN_DEVICE void start(const PageList& list) {
+    sync_warp();
+    if (lane() == 0) *list_ = list;
+    sync_warp();
+    issued_ = 0;
+    window_.look_at(list, 0);
+    for (int slot = 0; slot < slot_count_; ++slot) issue();
+  }
+  /// Address of the next half, once it is there.
+  KVPLAN_DEVICE std::uint32_t wait() {
+    const int slot = taken_;
+    wait_copy(barriers_ + 8 * slot, parity_);
+    taken_ = slot + 1 < slot_count_ ? slot + 1 : 0;
+    if (taken_ == 0) parity_ ^= 1;
+    return slots_ + static_cast<std::uint32_t>(slot) * slot_bytes_;
+  }
+  /// The oldest half still held is no longer needed.
+  KVPLAN_DEVICE void done() {
+    sync_warp();
+    issue();
+  }
+
+ private:
+  KVPLAN_DEVICE void issue() {
+    const int i = issued_, count = list_->count;
+    if (i >= 2 * count) return;
+    const std::uint32_t key_bytes = list_->key_bytes;
+    const int keys_of = (i + 1) / 2;
+    const bool keys = (i % 2 == 1 || i == 0) && keys_of < count;
+    if (keys) {
+      before_ = last_;
+      last_ = window_.page(*list_, keys_of);
+    }
+    const std::uint32_t bytes = keys ? key_bytes : list_->rest_bytes;
+    const std::byte* from = keys ? last_ : (i % 2 == 0 ? before_ : last_) + key_bytes;
+    const std::uint32_t barrier = barriers_ + 8 * free_;
+    copy_async(slots_ + static_cast<std::uint32_t>(free_) * slot_bytes_, from, bytes, barrier);
+    end_batch(barrier, bytes);
+    free_ = free_ + 1 < slot_count_ ? free_ + 1 : 0;
+    issued_ = i + 1;
+  }
+
+  PageList* list_;
+  std::uint32_t barriers_, slots_, slot_bytes_;
+  int slot_count_;
+  int free_ = 0, taken_ = 0;  // slot of the half that is copied, awaited next
+  std::uint32_t parity_ = 0;  // of taken_
+  int issued_ = 0;            // halves of the list
+  BlockWindow window_;
+  const std::byte* last_ = nullptr;    // the page whose keys were copied last
+  const std::byte* before_ = nullptr;  // the one before
+};
 
 /// x, the same in all lanes, such that the compiler knows: then branches need no bookkeeping.
 KVPLAN_DEVICE std::uint32_t uniform(std::uint32_t x) { return ballot((x >> lane() & 1) != 0); }
 
-// Halves of single pages through a ring of slots as large as the list's pages allow: keys and
-// values of page after page, or with KeysAhead keys 0, keys 1, values 0, keys 2, values 1, ..,
-// values of the last page, so that the keys of a page are there while the values of the page before
-// are at work. Otherwise as PageFeed, but without phases.
-template <bool KeysAhead>
-class HalfFeed {
+inline constexpr int kMostSlots = 8;  // of a ring
+
+// Halves of single pages, keys and values of one page after the other, through a ring of slots as
+// large as the list's pages need. Otherwise as PageFeed, but without phases.
+class RingFeed {
  public:
-  KVPLAN_DEVICE HalfFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
+  KVPLAN_DEVICE RingFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
                          const SharedMap& map)
       : list_(list),
         barriers_(barriers),
@@ -163,13 +230,14 @@ class HalfFeed {
     sync_warp();
     if (lane() == 0) *list_ = list;
     sync_warp();
-    halves_ = 2 * static_cast<int>(uniform(static_cast<std::uint32_t>(list.count)));
-    key_bytes_ = uniform(list.key_bytes), rest_bytes_ = uniform(list.rest_bytes);
+    key_bytes_ = list.key_bytes, rest_bytes_ = list.rest_bytes;
     slot_bytes_ = key_bytes_ > rest_bytes_ ? key_bytes_ : rest_bytes_;
-    const auto fit = static_cast<int>(uniform(ring_bytes_ / slot_bytes_));
+    const auto fit = static_cast<int>(ring_bytes_ / slot_bytes_);
     slot_count_ = fit < kMostSlots ? fit : kMostSlots;
-    issued_ = free_ = taken_ = 0;
-    window_.look_at(list, 0);
+    free_ = taken_ = 0;
+    left_ = 2 * list.count;
+    blocks_ = list.blocks;
+    from_ = list.pages + static_cast<std::uint64_t>(*blocks_) * list.block_bytes;
     for (int slot = 0; slot < slot_count_; ++slot) issue();
   }
   /// Address of the next half, once it is there.
@@ -180,7 +248,7 @@ class HalfFeed {
     taken_ = slot + 1 < slot_count_ ? slot + 1 : 0;
     return slots_ + static_cast<std::uint32_t>(slot) * slot_bytes_;
   }
-  /// The oldest half still held is no longer needed.
+  /// The half is no longer needed.
   KVPLAN_DEVICE void done() {
     sync_warp();
     issue();
@@ -188,34 +256,31 @@ class HalfFeed {
 
  private:
   KVPLAN_DEVICE void issue() {
-    const int i = issued_;
-    if (i >= halves_) return;
-    const int keys_of = KeysAhead ? (i + 1) / 2 : i / 2;
-    const bool keys = KeysAhead ? (i % 2 == 1 || i == 0) && 2 * keys_of < halves_ : i % 2 == 0;
-    if (keys) {
-      before_ = last_;
-      last_ = uniform(window_.block(*list_, keys_of));
-    }
-    const std::uint32_t of = KeysAhead && !keys && i % 2 == 0 ? before_ : last_;
-    const std::uint32_t bytes = keys ? key_bytes_ : rest_bytes_;
-    const std::uint32_t barrier = barriers_ + 8 * free_;
-    copy_async(slots_ + static_cast<std::uint32_t>(free_) * slot_bytes_,
-               list_->pages + std::uint64_t{of} * list_->block_bytes + (keys ? 0 : key_bytes_),
-               bytes, barrier);
+    if (left_ == 0) return;
+    const bool keys = left_ % 2 == 0;
+    const std::uint32_t bytes = keys ? key_bytes_ : rest_bytes_, barrier = barriers_ + 8 * free_;
+    copy_async(slots_ + static_cast<std::uint32_t>(free_) * slot_bytes_, from_, bytes, barrier);
     end_batch(barrier, bytes);
     free_ = free_ + 1 < slot_count_ ? free_ + 1 : 0;
-    issued_ = i + 1;
+    --left_;
+    if (keys) {
+      from_ += key_bytes_;
+      if (left_ > 1) next_block_ = *++blocks_;
+    } else {
+      from_ = list_->pages + static_cast<std::uint64_t>(next_block_) * list_->block_bytes;
+    }
   }
 
   PageList* list_;
   std::uint32_t barriers_, slots_, ring_bytes_;
   std::uint32_t key_bytes_ = 0, rest_bytes_ = 0, slot_bytes_ = 0;
   int slot_count_ = 0;
-  int free_ = 0, taken_ = 0;     // slot of the half that is copied, awaited next
-  std::uint32_t parities_ = 0;   // bit i: of the batch that slot i awaits next
-  int issued_ = 0, halves_ = 0;  // halves of the list
-  BlockWindow window_;
-  std::uint32_t last_ = 0, before_ = 0;  // block of the page whose keys were copied last; before it
+  int free_ = 0, taken_ = 0;              // slot of the half that is copied, awaited next
+  std::uint32_t parities_ = 0;            // bit i: of the batch that slot i awaits next
+  int left_ = 0;                          // halves of the list that are not copied yet
+  const std::byte* from_ = nullptr;       // of the next of them
+  const std::int32_t* blocks_ = nullptr;  // of the page whose keys were copied last
+  int next_block_ = 0;                    // of the one after
 };
 
 }  // namespace kvplan::kernels

@@ -17,7 +17,7 @@ template <int KeyWidth, int ValueWidth, int Tiles>
 class UniformPath {
  public:
   static constexpr int kPages = 1, kBlocks = 1;
-  using Feed = HalfFeed<true>;
+  using Feed = HalfFeed;
 
   KVPLAN_DEVICE static void attend(const AttentionView& v, const Work<1>& work, Feed& feed,
                                    Running<1>& r, int first, int count) {

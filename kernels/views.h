@@ -98,10 +98,11 @@ struct SharedMap {
   std::int32_t list_offset = 0;      // PageList
   std::int32_t centre_offset = 0;    // [frequencies][4 or 8 columns] float2
   std::int32_t mixed_offset = 0;     // TileTables and turns; mixed layers only
-  std::int32_t barriers_offset = 0;  // of 8 bytes: [2], or one for each slot of a ring
+  std::int32_t barriers_offset = 0;  // of 8 bytes: [2] or one for each slot of a ring
   std::int32_t feed_offset = 0;      // [2][unit_pages] of slot_bytes, phases; or a ring
   std::int32_t slot_bytes = 0;       // of one page's half
-  std::int32_t ring_bytes = 0;       // uniform and mixed layers only
+  std::int32_t feed_slots = 0;       // uniform layers only
+  std::int32_t ring_bytes = 0;       // mixed layers only
 };
 
 /// How long a warp of `decode` works on a unit of pages of a KV head, in any unit.
