@@ -45,7 +45,7 @@ std::size_t rounded(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
 
 // Instructions of a warp on a tile (keys and values together, halved), as compiled for sm_90a.
 std::uint32_t tile_instructions(const quant::TileRun& run) {
-  constexpr std::uint32_t kBytes[] = {0, 30, 30, 35, 50, 70, 120, 0, 25};
+  constexpr std::uint32_t kBytes[] = {0, 28, 29, 36, 44, 71, 126, 0, 25};
   constexpr std::uint32_t kTables[] = {0, 0, 95, 70, 65, 135, 135, 135, 125};
   if (run.code == quant::TileCode::kHalf) return run.half != 0 ? 70 : 30;
   const std::uint32_t full = (run.code == quant::TileCode::kBytes ? kBytes : kTables)[run.width];
@@ -93,14 +93,15 @@ bool has_only_bytes(const quant::LayerFormat& format) {
 }
 
 WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
-  constexpr std::uint32_t kPage = 300, kRun = 20, kRotaryStep = 40;
+  constexpr std::uint32_t kPage = 330, kRun = 10;
+  const std::uint32_t rotary_step = has_only_bytes(format) ? 14 : 40;
   if (format.heads.size() > kMaxKvHeads)
     throw InternalError("the decode kernel serves at most " + std::to_string(kMaxKvHeads) +
                         " KV heads, found " + std::to_string(format.heads.size()));
   WorkCosts costs;
   for (std::size_t h = 0; h < format.heads.size(); ++h) {
     const quant::HeadLayout& head = format.heads[h];
-    std::uint32_t sum = kPage + kRotaryStep * static_cast<std::uint32_t>(phase_steps);
+    std::uint32_t sum = kPage + rotary_step * static_cast<std::uint32_t>(phase_steps);
     for (const quant::SideLayout* side : {&head.k, &head.v})
       for (int i = 0; i < side->run_count + side->outlier_runs; ++i)
         sum += kRun + tile_instructions(side->runs[i]) * side->runs[i].tiles;
