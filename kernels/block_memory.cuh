@@ -45,6 +45,9 @@ struct BlockMemory {
     return *of_warp<WarpState>(warp, map.state_offset);
   }
   KVPLAN_DEVICE PageList* list(int warp) const { return of_warp<PageList>(warp, map.list_offset); }
+  KVPLAN_DEVICE std::byte* mixed(int warp) const {
+    return of_warp<std::byte>(warp, map.mixed_offset);
+  }
   KVPLAN_DEVICE std::uint32_t barriers(int warp) const {
     return address(map.warps + warp * map.warp_bytes + map.barriers_offset);
   }

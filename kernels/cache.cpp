@@ -142,6 +142,7 @@ void Cache::place_layers(const PlanBundle& bundle, const CachePlan& plan) {
     layer.costs = work_costs(plan.formats[l], quant::phase_steps(plan.formats[l]));
     layer.unit_pages = plan.decode_shapes[l].unit_pages;
     layer.uniform = plan.decode_shapes[l].uniform;
+    layer.mixed = plan.decode_shapes[l].mixed;
     layer.shared = plan.decode_shapes[l].shared;
     layer.shared_bytes = plan.decode_shapes[l].shared_bytes;
     layer.only_bytes = has_only_bytes(plan.formats[l]);

@@ -11,6 +11,7 @@
 // fp16 mma in kernels of their own. Measurements and what was tried: docs/performance.md.
 
 #include "kernels/decode_kernel.cuh"
+#include "kernels/mixed_attention.cuh"
 #include "kernels/packed_attention.cuh"
 #include "kernels/uniform_kernels.h"
 #include "kernels/views.h"
@@ -22,10 +23,12 @@ namespace {
 constexpr DecodeKernel kernels[] = {
     decode_kernel<RunsPath<2, 1, true>>, decode_kernel<RunsPath<1, 1, true>>,
     decode_kernel<RunsPath<1, 2, true>>, decode_kernel<RunsPath<1, 1, false>>,
-    decode_kernel<RunsPath<1, 2, false>>};
+    decode_kernel<RunsPath<1, 2, false>>,
+    decode_kernel<MixedPath>};
 
 DecodeKernel kernel_of(const LayerView& layer, int columns) {
   if (layer.uniform >= 0) return uniform_kernel(layer.uniform);
+  if (layer.mixed) return kernels[5];
   if (layer.unit_pages == 2) return kernels[0];
   return kernels[(layer.only_bytes ? 1 : 3) + (columns <= kColumns / 2 ? 0 : 1)];
 }

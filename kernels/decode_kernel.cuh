@@ -88,6 +88,7 @@ KVPLAN_DEVICE void load_piece(const AttentionView& v, const BlockMemory<Blocks>&
   const quant::HeadLayout& head = v.layer.heads[piece.head];
   work.head = piece.head;
   work.column_block = piece.column_block;
+  work.tables = memory.mixed(warp());
   work.query = memory.query(p);
   work.output = memory.output(warp());
   work.runs = memory.runs(p);

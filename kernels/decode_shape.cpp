@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/round.h"
+#include "kernels/tile_plan.h"
 #include "kernels/views.h"
 #include "schemas/error.h"
 
@@ -59,13 +60,13 @@ class Record {
 
 // Halves of pages of a uniform layer: keys of a page, values of the one before, and one half on
 // its way.
-constexpr std::size_t kFewestSlots = 3, kMostSlots = 8, kBarrierBytes = 8;
+constexpr std::size_t kFewestSlots = 3, kBarrierBytes = 8;
 // Of the pieces of a round together, unless even one takes more.
-constexpr std::size_t kMostPieceBytes = 40 * 1024;
+constexpr std::size_t kMostPieceBytes = 28 * 1024;
 
 // Instructions of a warp on a tile (keys and values together, halved), as compiled for sm_90a.
 std::uint32_t tile_instructions(const quant::TileRun& run) {
-  constexpr std::uint32_t kBytes[] = {0, 30, 30, 35, 50, 70, 120, 0, 25};
+  constexpr std::uint32_t kBytes[] = {0, 28, 29, 36, 44, 71, 126, 0, 25};
   constexpr std::uint32_t kTables[] = {0, 0, 95, 70, 65, 135, 135, 135, 125};
   if (run.code == quant::TileCode::kHalf) return run.half != 0 ? 70 : 30;
   const std::uint32_t full = (run.code == quant::TileCode::kBytes ? kBytes : kTables)[run.width];
@@ -92,6 +93,16 @@ int uniform_kind(const quant::LayerFormat& format, int phase_steps, int columns)
                                            : static_cast<int>(found - std::begin(kUniformWidths));
 }
 
+/// Whether MixedPath attends to a layer.
+bool is_mixed(const quant::LayerFormat& format, int phase_steps, int columns) {
+  if (columns > kColumns / 2 || phase_steps > kMaxMixedSteps || !has_only_bytes(format))
+    return false;
+  const int norm_bytes = format.heads.front().k.norm_bytes;
+  return norm_bytes > 0 && std::ranges::all_of(format.heads, [&](const quant::HeadLayout& head) {
+           return head.k.norm_bytes == norm_bytes && head.v.norm_bytes == norm_bytes;
+         });
+}
+
 }  // namespace
 
 bool has_only_bytes(const quant::LayerFormat& format) {
@@ -103,14 +114,15 @@ bool has_only_bytes(const quant::LayerFormat& format) {
 }
 
 WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
-  constexpr std::uint32_t kPage = 300, kRun = 20, kRotaryStep = 40, kChunk = 400;
+  constexpr std::uint32_t kPage = 330, kRun = 10, kChunk = 400;
+  const std::uint32_t rotary_step = has_only_bytes(format) ? 14 : 40;
   if (format.heads.size() > kMaxKvHeads)
     throw InternalError("the decode kernel serves at most " + std::to_string(kMaxKvHeads) +
                         " KV heads, found " + std::to_string(format.heads.size()));
   std::vector<std::uint32_t> instructions;
   for (const quant::HeadLayout& head : format.heads) {
     std::uint32_t& sum =
-        instructions.emplace_back(kPage + kRotaryStep * static_cast<std::uint32_t>(phase_steps));
+        instructions.emplace_back(kPage + rotary_step * static_cast<std::uint32_t>(phase_steps));
     for (const quant::SideLayout* side : {&head.k, &head.v})
       for (int i = 0; i < side->run_count + side->outlier_runs; ++i)
         sum += kRun + tile_instructions(side->runs[i]) * side->runs[i].tiles;
@@ -185,6 +197,9 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   shape.shared.piece_bytes = piece.end();
   shape.shared.state_offset = warp.take(sizeof(WarpState));
   shape.shared.list_offset = warp.take(kPageListBytes);
+  shape.uniform = uniform_kind(format, phase_steps, columns);
+  shape.mixed = shape.uniform < 0 && is_mixed(format, phase_steps, columns);
+  shape.shared.mixed_offset = warp.take(shape.mixed ? mixed_bytes(phase_steps) : 0);
   shape.shared.barriers_offset = warp.take(kMostSlots * kBarrierBytes);
   shape.shared.warp_bytes = warp.end();
   const std::size_t output_tiles =
@@ -231,10 +246,20 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     return true;
   };
 
-  shape.uniform = uniform_kind(format, phase_steps, columns);
+  if (shape.mixed) {
+    // A half of a page at work and one on its way; of most heads halves are smaller, and more.
+    for (int warps = kDecodeWarps; warps > 0; --warps)
+      for (std::size_t ring = kMaxShared / static_cast<std::size_t>(warps) / 128 * 128;
+           ring >= 2 * slot; ring -= 128)
+        if (place(warps, ring)) {
+          shape.shared.ring_bytes = static_cast<std::int32_t>(ring);
+          return shape;
+        }
+    shape.mixed = false;
+  }
   if (shape.uniform >= 0) {
     for (int warps = kDecodeWarps; warps > 0; --warps)
-      for (std::size_t slots = kMostSlots; slots >= kFewestSlots; --slots)
+      for (std::size_t slots = static_cast<std::size_t>(kMostSlots); slots >= kFewestSlots; --slots)
         if (place(warps, slots * slot)) {
           shape.shared.feed_slots = static_cast<std::int32_t>(slots);
           return shape;

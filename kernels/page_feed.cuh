@@ -22,6 +22,26 @@ struct PageList {
 
 static_assert(sizeof(PageList) <= kPageListBytes);
 
+// The blocks of a list's pages, 32 at a time: lane i holds that of page window + i.
+class BlockWindow {
+ public:
+  KVPLAN_DEVICE void look_at(const PageList& list, int page) {
+    window_ = page;
+    const int mine = page + lane(), last = list.count - 1;
+    block_ = list.blocks[mine < last ? mine : last];
+  }
+  /// Where page `index` lies. Pages must come in ascending order.
+  KVPLAN_DEVICE const std::byte* page(const PageList& list, int index) {
+    if (index >= window_ + kLanes) [[unlikely]]
+      look_at(list, index);
+    return list.pages +
+           static_cast<std::uint64_t>(shuffle(block_, index - window_)) * list.block_bytes;
+  }
+
+ private:
+  int window_ = 0, block_ = 0;
+};
+
 // Units of Pages pages through two slots in shared memory, one for each half: the tiles of
 // keys of its pages (behind them the phases of all), and the tiles of values with all norms and
 // scales. A half is copied as soon as its slot is free. Behind the list's end the last page comes
@@ -45,7 +65,7 @@ class PageFeed {
     if (lane() == 0) *list_ = list;
     sync_warp();
     next_ = 0;
-    look_at(0);
+    window_.look_at(list, 0);
     fill_keys();
     fill_rest();
   }
@@ -74,18 +94,6 @@ class PageFeed {
   KVPLAN_DEVICE std::uint32_t phases() const { return slots_ + 2 * Pages * slot_bytes_; }
 
  private:
-  KVPLAN_DEVICE void look_at(int page) {
-    window_ = page;
-    const int mine = page + lane(), last = list_->count - 1;
-    block_ = list_->blocks[mine < last ? mine : last];
-  }
-  // Pages must come in ascending order.
-  KVPLAN_DEVICE const std::byte* page(int index) {
-    if (index >= window_ + kLanes) [[unlikely]]
-      look_at(index);
-    return list_->pages +
-           static_cast<std::uint64_t>(shuffle(block_, index - window_)) * list_->block_bytes;
-  }
   KVPLAN_DEVICE void fill_keys() {
     const int left = list_->count - next_;
     if (left <= 0) return;
@@ -93,7 +101,7 @@ class PageFeed {
     std::uint32_t bytes = Pages * key_bytes;
 #pragma unroll
     for (int n = 0; n < Pages; ++n) {
-      pages_[n] = page(next_ + (n < left ? n : left - 1));
+      pages_[n] = window_.page(*list_, next_ + (n < left ? n : left - 1));
       copy_async(slots_ + n * slot_bytes_, pages_[n], key_bytes, barriers_);
     }
     if (phase_bytes > 0) {
@@ -121,10 +129,10 @@ class PageFeed {
 
   PageList* list_;
   std::uint32_t barriers_, slots_, slot_bytes_;
-  int next_ = 0;                   // page whose unit's keys are copied next
-  bool rest_ = false;              // whether the rest of that ahead of it is still to be copied
-  std::uint32_t parity_ = 0;       // of the unit in use
-  int window_ = 0, block_ = 0;     // lane i: the block of page window + i
+  int next_ = 0;              // page whose unit's keys are copied next
+  bool rest_ = false;         // whether the rest of that ahead of it is still to be copied
+  std::uint32_t parity_ = 0;  // of the unit in use
+  BlockWindow window_;
   const std::byte* pages_[Pages];  // of the unit whose keys were copied last
 };
 
@@ -151,7 +159,7 @@ class HalfFeed {
     if (lane() == 0) *list_ = list;
     sync_warp();
     issued_ = 0;
-    look_at(0);
+    window_.look_at(list, 0);
 #pragma unroll 1
     for (int slot = 0; slot < slot_count_; ++slot) issue();
   }
@@ -170,11 +178,6 @@ class HalfFeed {
   }
 
  private:
-  KVPLAN_DEVICE void look_at(int page) {
-    window_ = page;
-    const int mine = page + lane(), last = list_->count - 1;
-    block_ = list_->blocks[mine < last ? mine : last];
-  }
   KVPLAN_DEVICE void issue() {
     const int i = issued_, count = list_->count;
     if (i >= 2 * count) return;
@@ -182,11 +185,8 @@ class HalfFeed {
     const int keys_of = (i + 1) / 2;
     const bool keys = (i % 2 == 1 || i == 0) && keys_of < count;
     if (keys) {
-      if (keys_of >= window_ + kLanes) [[unlikely]]
-        look_at(keys_of);
       before_ = last_;
-      last_ = list_->pages +
-              static_cast<std::uint64_t>(shuffle(block_, keys_of - window_)) * list_->block_bytes;
+      last_ = window_.page(*list_, keys_of);
     }
     const std::uint32_t bytes = keys ? key_bytes : list_->rest_bytes;
     const std::byte* from = keys ? last_ : (i % 2 == 0 ? before_ : last_) + key_bytes;
@@ -200,12 +200,89 @@ class HalfFeed {
   PageList* list_;
   std::uint32_t barriers_, slots_, slot_bytes_;
   int slot_count_;
-  int free_ = 0, taken_ = 0;           // slot of the half that is copied, awaited next
-  std::uint32_t parity_ = 0;           // of taken_
-  int issued_ = 0;                     // halves of the list
-  int window_ = 0, block_ = 0;         // lane i: the block of page window + i
+  int free_ = 0, taken_ = 0;  // slot of the half that is copied, awaited next
+  std::uint32_t parity_ = 0;  // of taken_
+  int issued_ = 0;            // halves of the list
+  BlockWindow window_;
   const std::byte* last_ = nullptr;    // the page whose keys were copied last
   const std::byte* before_ = nullptr;  // the one before
+};
+
+/// x, the same in all lanes, such that the compiler knows: then branches need no bookkeeping.
+KVPLAN_DEVICE std::uint32_t uniform(std::uint32_t x) { return ballot((x >> lane() & 1) != 0); }
+
+// Halves of single pages, keys and values of one page after the other, through a ring of slots as
+// large as the list's pages need. Otherwise as PageFeed, but without phases.
+class RingFeed {
+ public:
+  KVPLAN_DEVICE RingFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
+                         const SharedMap& map)
+      : list_(list),
+        barriers_(barriers),
+        slots_(slots),
+        ring_bytes_(static_cast<std::uint32_t>(map.ring_bytes)) {
+    if (lane() == 0)
+#pragma unroll 1
+      for (int slot = 0; slot < kMostSlots; ++slot) init_barrier(barriers + 8 * slot);
+    sync_warp();
+  }
+  /// Starts on another list; the one before is used up.
+  KVPLAN_DEVICE void start(const PageList& list) {
+    sync_warp();
+    if (lane() == 0) *list_ = list;
+    sync_warp();
+    key_bytes_ = list.key_bytes, rest_bytes_ = list.rest_bytes;
+    slot_bytes_ = key_bytes_ > rest_bytes_ ? key_bytes_ : rest_bytes_;
+    const auto fit = static_cast<int>(ring_bytes_ / slot_bytes_);
+    slot_count_ = fit < kMostSlots ? fit : kMostSlots;
+    free_ = taken_ = 0;
+    left_ = 2 * list.count;
+    blocks_ = list.blocks;
+    from_ = list.pages + static_cast<std::uint64_t>(*blocks_) * list.block_bytes;
+#pragma unroll 1
+    for (int slot = 0; slot < slot_count_; ++slot) issue();
+  }
+  /// Address of the next half, once it is there.
+  KVPLAN_DEVICE std::uint32_t wait() {
+    const int slot = taken_;
+    wait_copy(barriers_ + 8 * slot, parities_ >> slot & 1);
+    parities_ ^= 1u << slot;
+    taken_ = slot + 1 < slot_count_ ? slot + 1 : 0;
+    return slots_ + static_cast<std::uint32_t>(slot) * slot_bytes_;
+  }
+  /// The half is no longer needed.
+  KVPLAN_DEVICE void done() {
+    sync_warp();
+    issue();
+  }
+
+ private:
+  KVPLAN_DEVICE void issue() {
+    if (left_ == 0) return;
+    const bool keys = left_ % 2 == 0;
+    const std::uint32_t bytes = keys ? key_bytes_ : rest_bytes_, barrier = barriers_ + 8 * free_;
+    copy_async(slots_ + static_cast<std::uint32_t>(free_) * slot_bytes_, from_, bytes, barrier);
+    end_batch(barrier, bytes);
+    free_ = free_ + 1 < slot_count_ ? free_ + 1 : 0;
+    --left_;
+    if (keys) {
+      from_ += key_bytes_;
+      if (left_ > 1) next_block_ = *++blocks_;
+    } else {
+      from_ = list_->pages + static_cast<std::uint64_t>(next_block_) * list_->block_bytes;
+    }
+  }
+
+  PageList* list_;
+  std::uint32_t barriers_, slots_, ring_bytes_;
+  std::uint32_t key_bytes_ = 0, rest_bytes_ = 0, slot_bytes_ = 0;
+  int slot_count_ = 0;
+  int free_ = 0, taken_ = 0;              // slot of the half that is copied, awaited next
+  std::uint32_t parities_ = 0;            // bit i: of the batch that slot i awaits next
+  int left_ = 0;                          // halves of the list that are not copied yet
+  const std::byte* from_ = nullptr;       // of the next of them
+  const std::int32_t* blocks_ = nullptr;  // of the page whose keys were copied last
+  int next_block_ = 0;                    // of the one after
 };
 
 }  // namespace kvplan::kernels

@@ -55,6 +55,7 @@ struct alignas(8 * Blocks) Output {
 // What a warp knows of the piece that it works on.
 template <int Blocks>
 struct Work {
+  std::byte* tables = nullptr;  // MixedPath: TileTables and turns
   const uint2* query = nullptr;
   Output<Blocks>* output = nullptr;
   const RunEntry* runs = nullptr;  // of a page: keys, outliers of keys, values, outliers of values
@@ -71,25 +72,33 @@ struct Work {
   float bias[Blocks], unit[Blocks], constant[Blocks];
 };
 
-// Norms or scales of a lane's 8 tokens of a page: token 16 i + 8 h + g at index 2 i + h.
+// Norms or scales of a lane's 8 tokens of a page: token 16 i + 8 h + g at index 2 i + h; fp16 or
+// log8, of the lane at `at`.
+KVPLAN_DEVICE void load_half_norms(float (&x)[8], std::uint32_t at) {
+  const uint4 v = load_shared4(at);
+  const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int k = 0; k < 8; ++k) x[k] = k % 2 == 0 ? low_half(words[k / 2]) : high_half(words[k / 2]);
+}
+KVPLAN_DEVICE void load_log_norms(float (&x)[8], std::uint32_t at) {
+  // 2^(q / 32): 2^23 + (q + 128) is a float whose low byte is q + 128.
+  constexpr float kBase = (8388608.0f + 128) / 32;
+  const uint2 v = load_shared2(at);
+  const std::uint32_t words[2] = {v.x ^ 0x80808080, v.y ^ 0x80808080};
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    const std::uint32_t bits =
+        select_bytes(words[k / 4], 0x4b000000, 0x7440u | static_cast<std::uint32_t>(k % 4));
+    x[k] = exp2_fast(fused(float_of_bits(bits), 1.0f / 32, -kBase));
+  }
+}
+// Of all lanes at `at`, of so many bytes each; 0: there are none.
 KVPLAN_DEVICE void load_norms(float (&x)[8], std::uint32_t at, int bytes) {
+  at += static_cast<std::uint32_t>(8 * bytes * (lane() >> 2));
   if (bytes == 2) {
-    const uint4 v = load_shared4(at + 16 * (lane() >> 2));
-    const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int k = 0; k < 8; ++k)
-      x[k] = k % 2 == 0 ? low_half(words[k / 2]) : high_half(words[k / 2]);
+    load_half_norms(x, at);
   } else if (bytes == 1) {
-    // 2^(q / 32): 2^23 + (q + 128) is a float whose low byte is q + 128.
-    constexpr float kBase = (8388608.0f + 128) / 32;
-    const uint2 v = load_shared2(at + 8 * (lane() >> 2));
-    const std::uint32_t words[2] = {v.x ^ 0x80808080, v.y ^ 0x80808080};
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      const std::uint32_t bits =
-          select_bytes(words[k / 4], 0x4b000000, 0x7440u | static_cast<std::uint32_t>(k % 4));
-      x[k] = exp2_fast(fused(float_of_bits(bits), 1.0f / 32, -kBase));
-    }
+    load_log_norms(x, at);
   } else {
 #pragma unroll
     for (int k = 0; k < 8; ++k) x[k] = 1;

@@ -71,6 +71,16 @@ struct SixteenBytes {
 template <>
 struct ByteTable<4> : SixteenBytes {
   using SixteenBytes::SixteenBytes;
+  /// As `bytes` of full tiles, in two terms of which one is 0.
+  KVPLAN_DEVICE void terms(const std::uint32_t (&w)[4], int k, std::uint32_t* a,
+                           std::uint32_t* b) const {
+    const std::uint32_t x = w[k], inverted = x ^ 0x88888888;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      a[r] = select_bytes(low[0], low[1], x >> 16 * r);
+      b[r] = select_bytes(high[0], high[1], inverted >> 16 * r);
+    }
+  }
   template <bool Half>
   KVPLAN_DEVICE void bytes(const std::uint32_t (&w)[4], int k, std::uint32_t* a) const {
     const std::uint32_t x = w[k], inverted = x ^ 0x88888888;
@@ -79,9 +89,16 @@ struct ByteTable<4> : SixteenBytes {
   }
 };
 
-/// All bits of the bytes whose sign is 0 (negative); signs: bit 0 of each nibble.
-KVPLAN_DEVICE std::uint32_t negative_bytes(std::uint32_t signs) {
-  return select_bytes(0xff, 0, signs);
+/// All bits of the bytes whose sign is 0 (negative); signs: bit k < 3 of each nibble. Selected
+/// bytes are 0 or 255, so it does not matter whether the fourth bit asks for their sign.
+KVPLAN_DEVICE std::uint32_t negative_bytes(std::uint32_t signs, int k) {
+  constexpr std::uint32_t kLow[] = {0x00ff00ff, 0x0000ffff, 0xffffffff};
+  return select_bytes(kLow[k], k < 2 ? kLow[k] : 0, signs);
+}
+
+/// The signs of step k, bit k of each nibble, where negative_bytes finds them.
+KVPLAN_DEVICE std::uint32_t shifted_signs(std::uint32_t plane, int k) {
+  return k < 3 ? plane : plane >> 1;
 }
 
 /// Sign and 16 magnitudes.
@@ -90,9 +107,10 @@ struct ByteTable<5> : SixteenBytes {
   using SixteenBytes::SixteenBytes;
   template <bool Half>
   KVPLAN_DEVICE void bytes(const std::uint32_t (&w)[5], int k, std::uint32_t* a) const {
-    const std::uint32_t x = w[k], inverted = x ^ 0x88888888, signs = w[4] >> k & 0x11111111;
-    a[0] = look_up(x, inverted) ^ negative_bytes(signs);
-    if constexpr (!Half) a[1] = look_up(x >> 16, inverted >> 16) ^ negative_bytes(signs >> 16);
+    const std::uint32_t x = w[k], inverted = x ^ 0x88888888, signs = shifted_signs(w[4], k);
+    const int bit = k < 3 ? k : 2;
+    a[0] = look_up(x, inverted) ^ negative_bytes(signs, bit);
+    if constexpr (!Half) a[1] = look_up(x >> 16, inverted >> 16) ^ negative_bytes(signs >> 16, bit);
   }
 };
 
@@ -108,7 +126,7 @@ struct ByteTable<6> {
   KVPLAN_DEVICE void bytes(const std::uint32_t (&w)[6], int k, std::uint32_t* a) const {
     constexpr std::uint32_t kFourth = 0x88888888;
     const std::uint32_t x = w[k], plane = (k < 3 ? w[4] << (3 - k) : w[4]) & kFourth;
-    const std::uint32_t signs = w[5] >> k & 0x11111111, other = plane ^ kFourth;
+    const std::uint32_t signs = shifted_signs(w[5], k), other = plane ^ kFourth;
     // The fourth bit of a nibble is clear in one of the four.
     const std::uint32_t selectors[4] = {x | plane, (x ^ kFourth) | plane, x | other,
                                         (x ^ kFourth) | other};
@@ -118,7 +136,7 @@ struct ByteTable<6> {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         sum |= select_bytes(table[2 * i], table[2 * i + 1], selectors[i] >> 16 * r);
-      a[r] = sum ^ negative_bytes(signs >> 16 * r);
+      a[r] = sum ^ negative_bytes(signs >> 16 * r, k < 3 ? k : 2);
     }
   }
 };
@@ -128,13 +146,19 @@ template <int Width>
 struct ByteTile {
   static constexpr int kWords = Width;
   static constexpr bool kHalfTile = false;
-  KVPLAN_DEVICE explicit ByteTile(const RunEntry& run) : table(run.levels) {}
+  KVPLAN_DEVICE explicit ByteTile(const std::uint32_t* levels) : table(levels) {}
   KVPLAN_DEVICE void load(std::uint32_t (&w)[kWords], std::uint32_t tile) const {
     load_full<Width>(w, tile);
   }
   KVPLAN_DEVICE void registers(const std::uint32_t (&w)[kWords], std::uint32_t (&a)[8]) const {
 #pragma unroll
     for (int k = 0; k < 4; ++k) table.template bytes<false>(w, k, a + 2 * k);
+  }
+  /// Registers whose sum they are.
+  KVPLAN_DEVICE void terms(const std::uint32_t (&w)[kWords], std::uint32_t (&a)[8],
+                           std::uint32_t (&b)[8]) const {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) table.terms(w, k, a + 2 * k, b + 2 * k);
   }
   ByteTable<Width> table;
 };
@@ -144,7 +168,7 @@ template <>
 struct ByteTile<1> {
   static constexpr int kWords = 1;
   static constexpr bool kHalfTile = false;
-  KVPLAN_DEVICE explicit ByteTile(const RunEntry&) {}
+  KVPLAN_DEVICE explicit ByteTile(const std::uint32_t*) {}
   KVPLAN_DEVICE void load(std::uint32_t (&w)[1], std::uint32_t tile) const {
     load_full<1>(w, tile);
   }
@@ -159,7 +183,7 @@ template <>
 struct ByteTile<2> {
   static constexpr int kWords = 2;
   static constexpr bool kHalfTile = false;
-  KVPLAN_DEVICE explicit ByteTile(const RunEntry&) {}
+  KVPLAN_DEVICE explicit ByteTile(const std::uint32_t*) {}
   KVPLAN_DEVICE void load(std::uint32_t (&w)[2], std::uint32_t tile) const {
     load_full<2>(w, tile);
   }
@@ -177,7 +201,7 @@ template <>
 struct ByteTile<8> {
   static constexpr int kWords = 8;
   static constexpr bool kHalfTile = false;
-  KVPLAN_DEVICE explicit ByteTile(const RunEntry&) {}
+  KVPLAN_DEVICE explicit ByteTile(const std::uint32_t*) {}
   KVPLAN_DEVICE void load(std::uint32_t (&w)[8], std::uint32_t tile) const {
     load_full<8>(w, tile);
   }
@@ -192,7 +216,7 @@ template <int Width>
 struct ByteHalfTile {
   static constexpr int kWords = Width;
   static constexpr bool kHalfTile = true;
-  KVPLAN_DEVICE explicit ByteHalfTile(const RunEntry& run) : levels(run.levels) {}
+  KVPLAN_DEVICE explicit ByteHalfTile(const std::uint32_t* run_levels) : levels(run_levels) {}
   KVPLAN_DEVICE void load(std::uint32_t (&w)[kWords], std::uint32_t tile) const {
     load_half<Width>(w, tile);
   }
@@ -221,36 +245,36 @@ KVPLAN_DEVICE void with_byte_tile(const RunEntry& run, bool half_tile, int width
   if (half_tile) {
     switch (width) {
       case 1:
-        return visit(ByteHalfTile<1>(run));
+        return visit(ByteHalfTile<1>(run.levels));
       case 2:
-        return visit(ByteHalfTile<2>(run));
+        return visit(ByteHalfTile<2>(run.levels));
       case 3:
-        return visit(ByteHalfTile<3>(run));
+        return visit(ByteHalfTile<3>(run.levels));
       case 4:
-        return visit(ByteHalfTile<4>(run));
+        return visit(ByteHalfTile<4>(run.levels));
       case 5:
-        return visit(ByteHalfTile<5>(run));
+        return visit(ByteHalfTile<5>(run.levels));
       case 6:
-        return visit(ByteHalfTile<6>(run));
+        return visit(ByteHalfTile<6>(run.levels));
       default:
-        return visit(ByteHalfTile<8>(run));
+        return visit(ByteHalfTile<8>(run.levels));
     }
   }
   switch (width) {
     case 1:
-      return visit(ByteTile<1>(run));
+      return visit(ByteTile<1>(run.levels));
     case 2:
-      return visit(ByteTile<2>(run));
+      return visit(ByteTile<2>(run.levels));
     case 3:
-      return visit(ByteTile<3>(run));
+      return visit(ByteTile<3>(run.levels));
     case 4:
-      return visit(ByteTile<4>(run));
+      return visit(ByteTile<4>(run.levels));
     case 5:
-      return visit(ByteTile<5>(run));
+      return visit(ByteTile<5>(run.levels));
     case 6:
-      return visit(ByteTile<6>(run));
+      return visit(ByteTile<6>(run.levels));
     default:
-      return visit(ByteTile<8>(run));
+      return visit(ByteTile<8>(run.levels));
   }
 }
 

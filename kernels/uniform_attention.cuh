@@ -37,7 +37,11 @@ class UniformPath {
   using PageScores = Scores<1, 1>;
 
   KVPLAN_DEVICE UniformPath(const AttentionView& v, const Work<1>& work, Running<1>& r)
-      : v_(v), work_(work), r_(r), key_tile_(work.runs[0]), value_tile_(work.runs[1]) {
+      : v_(v),
+        work_(work),
+        r_(r),
+        key_tile_(work.runs[0].levels),
+        value_tile_(work.runs[1].levels) {
 #pragma unroll
     for (int j = 0; j < Tiles; ++j) query_[j] = work.query[j * kLanes + lane()].x;
   }

@@ -85,6 +85,7 @@ constexpr std::uint8_t tile_kind(const quant::TileRun& run) {
 }
 
 inline constexpr std::size_t kPageListBytes = 64;
+inline constexpr int kMostSlots = 8;  // of a ring of halves of pages
 
 /// Where the shared memory of a block of the decode kernel holds what: addresses in the shared
 /// window (which starts at 1024), and offsets in the parts there.
@@ -106,13 +107,15 @@ struct SharedMap {
   std::int32_t warps = 0, warp_bytes = 0;
   std::int32_t state_offset = 0;               // WarpState
   std::int32_t list_offset = 0;                // PageList
-  std::int32_t barriers_offset = 0;            // [2] or [feed_slots] of 8 bytes
+  std::int32_t mixed_offset = 0;               // TileTables and turns; mixed layers only
+  std::int32_t barriers_offset = 0;            // of 8 bytes: [2] or one for each slot of a ring
   std::int32_t outputs = 0, output_bytes = 0;  // Output [tiles][32]; before, products of queries
   std::int32_t measures = 0;                   // in outputs, behind the products
-  std::int32_t feeds = 0, feed_bytes = 0;      // [2][unit_pages] of slot_bytes, phases; uniform:
-                                               // [feed_slots] of slot_bytes; at last, ResultMemory
+  std::int32_t feeds = 0, feed_bytes = 0;      // [2][unit_pages] of slot_bytes, phases; or a
+                                               // ring of halves; at last, ResultMemory
   std::int32_t slot_bytes = 0;                 // of one page's half
   std::int32_t feed_slots = 0;                 // uniform layers only
+  std::int32_t ring_bytes = 0;                 // mixed layers only
 };
 
 /// How long a warp of the decode kernel works on a unit, 1 .. kMostCost.
@@ -181,6 +184,7 @@ struct LayerView {
   WorkCosts costs;
   int unit_pages = 1;  // packed pages that a warp takes at a time: 1 or 2
   int uniform = -1;    // index in kUniformWidths, or -1
+  bool mixed = false;  // MixedPath attends
   SharedMap shared;
   std::size_t shared_bytes = 0;  // of a block of the decode kernel
   bool only_bytes = false;       // every run of tiles of every head is kBytes
@@ -287,6 +291,7 @@ cudaError_t read_back(const ReadBackView& view, cudaStream_t stream);
 struct DecodeShape {
   int blocks = 0, block_warps = 0;
   int unit_pages = 1, uniform = -1;  // as in LayerView
+  bool mixed = false;
   std::size_t shared_bytes = 0;
   SharedMap shared;
 };

@@ -222,6 +222,94 @@ INSTANTIATE_TEST_SUITE_P(Widths, UniformRuntime, ::testing::ValuesIn(kUniformWid
                                   "Tiles" + std::to_string(w.tiles);
                          });
 
+// Layers of bytes of several widths, with a decode path of their own too.
+struct MixedCase {
+  const char* name;
+  std::function<PlanBundle()> make;
+  int queries_per_kv = 2, query_tokens = 2;
+};
+
+class MixedRuntime : public ::testing::TestWithParam<MixedCase> {
+ protected:
+  void SetUp() override {
+    if (device_is_missing()) GTEST_SKIP() << kvplan_last_error();
+  }
+};
+
+/// Key means so large that the rotary tile is split.
+PlanBundle with_large_means(PlanBundle bundle) {
+  for (LayerTensors& layer : bundle.tensors.layers)
+    for (float& x : layer.k.mean.data) x *= 6;
+  return bundle;
+}
+
+PlanBundle with_norms_not_centred(PlanBundle bundle, const std::string& norm) {
+  bundle.plan.norm = norm;
+  bundle.plan.centre = false;
+  return bundle;
+}
+
+std::vector<MixedCase> mixed_cases() {
+  const auto groups16 = [] {
+    return calibrated_plan(128, 16, {{6, 5, 5, 5, 4, 4, 4, 3}, {8, 3, 3, 2, 2, 2, 1, 0}},
+                           {{8, 8, 8, 6, 6, 1, 1, 1}, {5, 5, 4, 2, 2, 1, 1, 0}});
+  };
+  // Half tiles of every width: alone, behind one tile, behind two and three.
+  const auto groups8 = [] {
+    return calibrated_plan(128, 8,
+                           {{8, 8, 8, 6, 6, 6, 5, 5, 5, 4, 4, 4, 3, 2, 1, 0},
+                            {6, 5, 4, 4, 4, 4, 4, 3, 3, 3, 3, 3, 3, 3, 2, 1}},
+                           {{8, 5, 5, 5, 5, 5, 2, 2, 2, 2, 2, 1, 1, 1, 0, 0},
+                            {3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1}});
+  };
+  return {
+      {"Groups16", groups16},
+      {"Groups16OneColumn", groups16, 1, 1},
+      {"Groups16ThreeColumns", groups16, 3, 1},
+      {"Groups8", groups8},
+      {"Groups8FourColumns", groups8, 4, 1},
+      {"SplitTile", [=] { return with_large_means(groups16()); }},
+      {"NormFp16NotCentred", [=] { return with_norms_not_centred(groups16(), "fp16"); }},
+      {"NormLog8NotCentred", [=] { return with_norms_not_centred(groups8(), "log8"); }},
+      {"NormFp16",
+       [=] {
+         PlanBundle bundle = groups8();
+         bundle.plan.norm = "fp16";
+         return bundle;
+       }},
+      {"HeadWithoutCodes",
+       [] {
+         return calibrated_plan(64, 16, {{0, 0, 0, 0}, {4, 3, 0, 0}}, {{3, 3, 2, 1}, {0, 0, 0, 0}});
+       }},
+      {"Dim80",
+       [] {
+         return calibrated_plan(80, 8, {{6, 6, 6, 4, 3, 3, 2, 2, 2, 0}},
+                                {{5, 4, 4, 4, 4, 1, 1, 1, 0, 0}});
+       }},
+  };
+}
+
+TEST_P(MixedRuntime, AttendsAsTheReference) {
+  const MixedCase& what = GetParam();
+  const PlanBundle bundle = what.make();
+  CacheGeometry geometry = geometry_of(bundle, what.queries_per_kv, 2, 2300);
+  geometry.max_query_tokens = what.query_tokens;
+  const quant::LayerFormat format = quant::page_format(bundle).front();
+  const DecodeShape shape =
+      decode_shape(format, bundle.plan.model.head_dim, quant::phase_steps(format), false,
+                   what.queries_per_kv * what.query_tokens, 1);
+  ASSERT_TRUE(shape.mixed);
+  Both both(bundle, geometry);
+  both.step({{0, 2200}, {1, 133}}, {});
+  const AttentionOptions all, window{.window = 300}, capped{.soft_cap = 3},
+      sharp{.scale = 0.15F};  // scores that outgrow the running maximum
+  both.step({{0, what.query_tokens}, {1, 1}}, {all, window, capped, sharp});
+  both.step({{1, what.query_tokens}}, {all});
+}
+
+INSTANTIATE_TEST_SUITE_P(Plans, MixedRuntime, ::testing::ValuesIn(mixed_cases()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
 TEST_F(Runtime, AttendsAtEveryLengthAroundSinksAndPages) {
   const PlanBundle bundle = mixed_plan();
   const std::vector<int> lengths = {0, 1, 2, 3, 4, 62, 63, 64, 65, 66, 67, 68, 126, 131, 132, 200};
