@@ -189,7 +189,7 @@ void Cache::place_workspace(const CachePlan& plan, const quant::SharedBuffers& b
 void Cache::require_line(const StepChange& step) const {
   std::int64_t units = 0;  // of a KV head and column block
   for (const StepEntry& entry : step.entries)
-    units += entry.length / quant::kPageTokens + quant::plain_chunks(sink_tokens());
+    units += entry.length / quant::kPageTokens + quant::plain_chunks(sink_tokens()) + 2;
   const int queries_per_kv = geometry_.query_heads / kv_heads();
   const int column_blocks =
       ceiling(std::min(step.max_tokens, geometry_.max_query_tokens) * queries_per_kv, kColumns);

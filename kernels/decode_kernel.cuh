@@ -43,21 +43,18 @@ KVPLAN_DEVICE void fill_shared(const AttentionView& v, const BlockMemory<Blocks>
   copy(map.rotary_tile_low, v.layer.rotary_tile_low);
 }
 
-/// Brings what does not change closer: the matrices and the layouts. The grid shares the work.
-KVPLAN_DEVICE void prefetch_layer(const AttentionView& v) {
-  const LayerView& layer = v.layer;
-  const auto fetch = [&](const void* from, int bytes) {
-    constexpr int kLine = 128;
+/// Brings the matrices closer, while the kernel ahead still runs. The grid shares the work.
+KVPLAN_DEVICE void prefetch_matrices(const AttentionView& v) {
+  constexpr int kLine = 128;
+  const int tiles = matrix_tiles(v.layer.head_dim);
+  const int bytes =
+      v.layer.kv_heads * tiles * tiles * 2 * quant::kWarpLanes * static_cast<int>(sizeof(uint4));
 #pragma unroll 1
-    for (int at = kLine * (thread() * blocks() + block()); at < bytes;
-         at += kLine * blocks() * threads())
-      prefetch(static_cast<const std::byte*>(from) + at);
-  };
-  const int tiles = matrix_tiles(layer.head_dim);
-  const int matrix = tiles * tiles * 2 * quant::kWarpLanes * static_cast<int>(sizeof(uint4));
-  fetch(layer.heads, layer.kv_heads * static_cast<int>(sizeof(quant::HeadLayout)));
-  fetch(layer.k_matrix, layer.kv_heads * matrix);
-  fetch(layer.v_matrix, layer.kv_heads * matrix);
+  for (int at = kLine * (thread() * blocks() + block()); at < bytes;
+       at += kLine * blocks() * threads()) {
+    prefetch(reinterpret_cast<const std::byte*>(v.layer.k_matrix) + at);
+    prefetch(reinterpret_cast<const std::byte*>(v.layer.v_matrix) + at);
+  }
 }
 
 // Sums over bytes become sums over levels.
@@ -264,7 +261,7 @@ __global__ void __launch_bounds__(kDecodeWarps* kLanes, 1) decode_kernel(const A
   const BlockMemory<Path::kBlocks> memory(v);
   Worker<Path> worker(v, memory);
   let_next_kernel_start();
-  prefetch_layer(v);
+  prefetch_matrices(v);
   fill_shared(v, memory);
   Kept<Feed> kept_feed(
       Feed(memory.list(warp()), memory.barriers(warp()), memory.feed(warp()), memory.map));

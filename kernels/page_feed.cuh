@@ -143,7 +143,7 @@ class HalfFeed {
  public:
   KVPLAN_DEVICE HalfFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
                          const SharedMap& map)
-      : list_(list),
+      : list_(static_cast<int>(reinterpret_cast<std::byte*>(list) - shared_memory())),
         barriers_(barriers),
         slots_(slots),
         slot_bytes_(static_cast<std::uint32_t>(map.slot_bytes)),
@@ -156,7 +156,7 @@ class HalfFeed {
   /// Starts on another list; the one before is used up.
   KVPLAN_DEVICE void start(const PageList& list) {
     sync_warp();
-    if (lane() == 0) *list_ = list;
+    if (lane() == 0) this->list() = list;
     sync_warp();
     issued_ = 0;
     window_.look_at(list, 0);
@@ -179,16 +179,17 @@ class HalfFeed {
 
  private:
   KVPLAN_DEVICE void issue() {
-    const int i = issued_, count = list_->count;
+    const PageList& list = this->list();
+    const int i = issued_, count = list.count;
     if (i >= 2 * count) return;
-    const std::uint32_t key_bytes = list_->key_bytes;
+    const std::uint32_t key_bytes = list.key_bytes;
     const int keys_of = (i + 1) / 2;
     const bool keys = (i % 2 == 1 || i == 0) && keys_of < count;
     if (keys) {
       before_ = last_;
-      last_ = window_.page(*list_, keys_of);
+      last_ = window_.page(list, keys_of);
     }
-    const std::uint32_t bytes = keys ? key_bytes : list_->rest_bytes;
+    const std::uint32_t bytes = keys ? key_bytes : list.rest_bytes;
     const std::byte* from = keys ? last_ : (i % 2 == 0 ? before_ : last_) + key_bytes;
     const std::uint32_t barrier = barriers_ + 8 * free_;
     copy_async(slots_ + static_cast<std::uint32_t>(free_) * slot_bytes_, from, bytes, barrier);
@@ -197,7 +198,12 @@ class HalfFeed {
     issued_ = i + 1;
   }
 
-  PageList* list_;
+  // So that the compiler knows where it is.
+  KVPLAN_DEVICE PageList& list() const {
+    return *reinterpret_cast<PageList*>(shared_memory() + list_);
+  }
+
+  int list_;  // in shared memory
   std::uint32_t barriers_, slots_, slot_bytes_;
   int slot_count_;
   int free_ = 0, taken_ = 0;  // slot of the half that is copied, awaited next

@@ -15,13 +15,23 @@
 
 namespace kvplan::kernels {
 
+/// Length of a segment on the line. Its first unit is longer: a warp that comes to a segment has to
+/// begin anew.
+KVPLAN_DEVICE std::uint32_t segment_length(const WorkCosts& costs, const Piece& piece) {
+  return costs.start + costs.chunk * static_cast<std::uint32_t>(piece.chunks) +
+         costs.head[piece.head] * static_cast<std::uint32_t>(piece.page_units);
+}
+
 /// Units of a segment that start before a position of the line.
 KVPLAN_DEVICE int units_before(const WorkCosts& costs, const Piece& piece, std::uint32_t position) {
-  if (position <= piece.start) return 0;
+  if (position <= piece.start || piece.units() == 0) return 0;
+  std::uint32_t distance = position - piece.start;
+  if (distance <= costs.start) return 1;
+  distance -= costs.start;
   const std::uint32_t chunk = costs.chunk, page = costs.head[piece.head];
   const auto chunks = static_cast<std::uint32_t>(piece.chunks),
              pages = static_cast<std::uint32_t>(piece.page_units);
-  const std::uint32_t distance = position - piece.start, in_chunks = chunk * chunks;
+  const std::uint32_t in_chunks = chunk * chunks;
   const bool behind = distance > in_chunks;
   if (behind && distance - in_chunks >= page * pages) return static_cast<int>(chunks + pages);
   const std::uint32_t unit = behind ? page : chunk;
@@ -60,9 +70,13 @@ KVPLAN_DEVICE void measure_line(const AttentionView& v, Round& round) {
     page_units += shuffle_xor(page_units, step);
   }
   const WorkCosts& costs = v.layer.costs;
-  const std::uint32_t line = (static_cast<std::uint32_t>(page_units) * costs.all +
-                              costs.chunk * static_cast<std::uint32_t>(chunks * v.layer.kv_heads)) *
-                             static_cast<std::uint32_t>(v.column_blocks);
+  const auto heads = static_cast<std::uint32_t>(v.layer.kv_heads),
+             sequences = static_cast<std::uint32_t>(v.batch.sequences);
+  const std::uint32_t of_head =
+      costs.start * sequences + costs.chunk * static_cast<std::uint32_t>(chunks);
+  const std::uint32_t line =
+      (static_cast<std::uint32_t>(page_units) * costs.all + of_head * heads) *
+      static_cast<std::uint32_t>(v.column_blocks);
   const Cut cut(line, static_cast<std::uint32_t>(v.decode_blocks));
   if (lane() == 0) {
     round.chunks = chunks, round.page_units = page_units;
@@ -87,7 +101,8 @@ KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
   for (int head = 0; head < v.layer.kv_heads && end == block_end && head_start < end; ++head) {
     std::uint32_t start = head_start;
     head_start += (costs.head[head] * static_cast<std::uint32_t>(round.page_units) +
-                   costs.chunk * static_cast<std::uint32_t>(round.chunks)) *
+                   costs.chunk * static_cast<std::uint32_t>(round.chunks) +
+                   costs.start * static_cast<std::uint32_t>(v.batch.sequences)) *
                   static_cast<std::uint32_t>(v.column_blocks);
     if (head_start <= begin) continue;
 #pragma unroll 1
@@ -101,8 +116,7 @@ KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
       piece.head = head;
       piece.column_block = s - sequence * v.column_blocks;
       piece.segment = (sequence * v.layer.kv_heads + head) * v.column_blocks + piece.column_block;
-      const std::uint32_t length = costs.chunk * static_cast<std::uint32_t>(piece.chunks) +
-                                   costs.head[head] * static_cast<std::uint32_t>(piece.page_units);
+      const std::uint32_t length = s < segments ? segment_length(costs, piece) : 0;
       std::uint32_t until = length;
 #pragma unroll
       for (int step = 1; step < quant::kWarpLanes; step *= 2) {

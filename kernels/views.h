@@ -118,12 +118,13 @@ struct SharedMap {
   std::int32_t ring_bytes = 0;                 // mixed layers only
 };
 
-/// How long a warp of the decode kernel works on a unit, 1 .. kMostCost.
+/// How long a warp of the decode kernel works on a unit, 1 .. kMostCost; `start` up to twice that.
 inline constexpr std::uint32_t kMostCost = 64;
 struct WorkCosts {
   std::uint32_t head[kMaxKvHeads] = {};  // a unit of packed pages
   std::uint32_t all = 0;                 // sum over the heads
   std::uint32_t chunk = 1;               // fp16 tokens
+  std::uint32_t start = 0;               // of a segment, on top of its first unit
 };
 /// From the instructions that the tiles of a head take. InternalError beyond kMaxKvHeads.
 WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps);
