@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,8 +31,8 @@ struct AttentionResult {
 
 /// How far a result is from what it should be.
 struct AttentionError {
-  double out = 0;  // of an output, of the weighted mean of the norms of the values that it sums
-  double lse = 0;
+  double out = 0;    // of an output, over the weighted mean of the norms of the values it sums
+  double score = 0;  // of a log-sum-exp, over scale * |q| * the largest |k|
 };
 
 class AttentionOnLayer {
@@ -61,6 +62,15 @@ class AttentionOnLayer {
   }
 
   const DeviceLayer& layer() const { return layer_; }
+  void set_options(const quant::AttentionOptions& options) {
+    step_.options = options;
+    rows_.clear();
+  }
+  float scale() const {
+    return step_.options.scale != 0
+               ? step_.options.scale
+               : static_cast<float>(1 / std::sqrt(static_cast<double>(layer_.view.head_dim)));
+  }
 
   DecodeShape shape(int blocks) const {
     const int columns = std::min(kColumns, geometry_.max_query_tokens * step_.queries_per_kv);
@@ -138,7 +148,7 @@ class AttentionOnLayer {
       for (std::size_t c = 0; c < d(); ++c)
         distance += std::pow(found.out[row * d() + c] - rows_[row].out[c], 2);
       take(error.out, std::sqrt(distance) / rows_[row].magnitude);
-      take(error.lse, std::abs(found.lse[row] - rows_[row].lse));
+      take(error.score, std::abs(found.lse[row] - rows_[row].lse) / rows_[row].largest_score);
     }
     return error;
   }
@@ -164,16 +174,12 @@ class AttentionOnLayer {
 
   struct Row {
     std::vector<double> out;
-    double lse = 0, magnitude = 0;
+    double lse = 0;
+    double magnitude = 0;      // weighted mean of the norms of values
+    double largest_score = 0;  // that the norms of query and keys allow
   };
 
   std::size_t d() const { return size(layer_.view.head_dim); }
-  float scale() const {
-    return step_.options.scale != 0
-               ? step_.options.scale
-               : static_cast<float>(1 / std::sqrt(static_cast<double>(layer_.view.head_dim)));
-  }
-
   /// What a sequence holds of a side: [length][kv_heads][head_dim].
   std::vector<float> decode(int side, int length, const std::vector<std::uint16_t>& x) const {
     std::vector<float> decoded;
@@ -209,12 +215,16 @@ class AttentionOnLayer {
     };
     const auto [_, cap, window] = step_.options;
     const int first = window > 0 ? std::max(0, last + 1 - static_cast<int>(window)) : 0;
-    std::vector<double> scores;
+    const auto dot = [](auto a, auto b) {
+      return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+    };
+    std::vector<double> q, scores;
+    for (std::size_t c = 0; c < d(); ++c) q.push_back(quant::from_half(q_[row * d() + c]));
+    double energy = 0;
     for (int position = first; position <= last; ++position) {
-      double score = 0;
-      for (std::size_t c = 0; c < d(); ++c)
-        score += double{quant::from_half(q_[row * d() + c])} * vector(0, position)[c];
-      score *= scale();
+      const std::span<const float> key = vector(0, position);
+      const double score = scale() * dot(q, key);
+      energy = std::max(energy, dot(key, key));
       scores.push_back(cap > 0 ? cap * std::tanh(score / cap) : score);
     }
     const double most = *std::ranges::max_element(scores);
@@ -223,18 +233,15 @@ class AttentionOnLayer {
     double total = 0;
     for (int position = first; position <= last; ++position) {
       const double weight = std::exp(scores[size(position - first)] - most);
-      double energy = 0;
+      const std::span<const float> value = vector(1, position);
       total += weight;
-      for (std::size_t c = 0; c < d(); ++c) {
-        const double x = vector(1, position)[c];
-        result.out[c] += weight * x;
-        energy += x * x;
-      }
-      result.magnitude += weight * std::sqrt(energy);
+      for (std::size_t c = 0; c < d(); ++c) result.out[c] += weight * value[c];
+      result.magnitude += weight * std::sqrt(dot(value, value));
     }
     for (double& x : result.out) x /= total;
     result.magnitude = std::max(result.magnitude / total, 1e-30);
     result.lse = most + std::log(total);
+    result.largest_score = scale() * std::sqrt(dot(q, q) * energy) + 1e-3;
     return result;
   }
 

@@ -18,20 +18,19 @@ namespace {
 using namespace kvplan::kernels::testing;
 using quant::testing::calibrated_plan;
 using quant::testing::PagedPlan;
-using quant::testing::rotated_plan;
 
 PlanBundle with_sinks(PlanBundle bundle, int sink_tokens) {
   bundle.plan.sink_tokens = sink_tokens;
   return bundle;
 }
 
-// Weights of fp16 tokens and of tiles that are no bytes are rounded to fp16, 2^-12 of each on
-// average and at most 2^-11; weights of bytes are integers of 16 bits. A sum's errors hardly
-// cancel when few tokens have most of the weight.
+// Weights of fp16 tokens and of tiles that are no bytes are rounded to fp16, each by up to 2^-11 of
+// it; weights of bytes are integers of 16 bits. Where few tokens have most of the weight, errors
+// hardly cancel. Errors of scores come on top where scores are scaled up.
 constexpr double kOutputTolerance = 4e-4;
-// Of a score. Queries as integers of 16 bits; or as fp16, against levels in fp16, and the centring
-// of keys by rotary tiles in fp16.
-constexpr double kByteTolerance = 2e-4, kHalfTolerance = 1e-3;
+// Queries are integers of 16 bits; or fp16 against levels in fp16, and keys are centred by rotary
+// tiles in fp16.
+constexpr double kByteTolerance = 2e-5, kHalfTolerance = 2e-4;
 
 constexpr int kGrids[] = {1, 2, 3, 7, 40, 132, 256};
 
@@ -39,25 +38,23 @@ void expect_right(AttentionOnLayer& attention, const AttentionResult& result) {
   const quant::LayerFormat& format = attention.layer().format;
   const bool bytes = has_only_bytes(format) && !format.k.mean;
   const AttentionError error = attention.error_of(result);
-  EXPECT_LE(error.out, kOutputTolerance);
-  EXPECT_LE(error.lse, bytes ? kByteTolerance : kHalfTolerance);
+  const double sharp = attention.scale() * std::sqrt(attention.layer().view.head_dim);
+  EXPECT_LE(error.out, kOutputTolerance * std::max(1.0, sharp));
+  EXPECT_LE(error.score, bytes ? kByteTolerance : kHalfTolerance);
 }
 
 /// Pages, some tokens alone, a page that is exactly full, many pages, and a step over a boundary.
 AttentionStep ragged(int queries_per_kv) {
-  return {"Ragged", queries_per_kv, {0, 3, 67, 700, 131}, {1, 5, 68, 701, 133}};
+  return {"Ragged", queries_per_kv, {0, 3, 67, 330, 131}, {1, 5, 68, 331, 133}};
 }
 
 class AttentionPlans : public OnDevice {};
 
 TEST_P(AttentionPlans, AttendsToEveryKindOfPage) {
-  for (const int queries_per_kv : {1, 5}) {
-    SCOPED_TRACE(queries_per_kv);
+  for (const auto& [queries_per_kv, blocks, warps] : {std::tuple{1, 9, 2}, {5, 2, 0}}) {
+    SCOPED_TRACE(std::to_string(queries_per_kv) + " queries");
     AttentionOnLayer attention(GetParam().make(), ragged(queries_per_kv));
-    for (const int blocks : {2, 9}) {
-      SCOPED_TRACE(blocks);
-      expect_right(attention, attention.attend(blocks));
-    }
+    expect_right(attention, attention.attend(blocks, warps));
   }
 }
 
@@ -95,13 +92,17 @@ std::vector<Path> paths() {
   const auto wide = [] {
     return calibrated_plan(160, 16, {{4, 3, 3, 2, 2, 2, 2, 1, 1, 0}}, {std::vector<int>(10, 2)});
   };
+  // Of pages so large that only one at a time leaves room for all warps.
+  const auto bytes = [] {
+    return calibrated_plan(160, 16, {std::vector<int>(10, 8)}, {{8, 8, 8, 6, 5, 4, 3, 2, 1, 0}});
+  };
   return {{"Uniform", plan("Rotated2Uniform"), 4, true, false, 1},
           {"Mixed", plan("Groups8Bytes"), 2, false, true, 1},
           {"BytesTwoPages", wide, 4, false, false, 2},
-          {"Bytes", plan("Dim256"), 2, false, false, 1},
+          {"Bytes", bytes, 2, false, false, 1},
           {"BytesEightColumns", plan("Groups8Bytes"), 8, false, false, 1},
           {"AnyTiles", plan("Groups16"), 3, false, false, 1},
-          {"AnyTilesEightColumns", plan("Groups16"), 12, false, false, 1}};
+          {"AnyTilesEightColumns", plan("Groups16"), 9, false, false, 1}};
 }
 
 class AttentionPaths : public ::testing::TestWithParam<Path> {
@@ -117,18 +118,18 @@ class AttentionPaths : public ::testing::TestWithParam<Path> {
 TEST_P(AttentionPaths, GivesTheSameOnEveryGridAndEqualBytesTwice) {
   const Path& path = GetParam();
   AttentionOnLayer attention(path.make(),
-                             {"Shared", path.queries_per_kv, {900, 0, 70, 260}, {901, 1, 71, 261}});
+                             {"Shared", path.queries_per_kv, {400, 0, 70}, {401, 1, 71}});
   const DecodeShape shape = attention.shape(1);
   EXPECT_EQ(shape.uniform >= 0, path.uniform);
   EXPECT_EQ(shape.mixed, path.mixed);
   EXPECT_EQ(shape.unit_pages, path.unit_pages);
   for (const int blocks : kGrids) {
     SCOPED_TRACE(blocks);
-    // Large grids with few warps, which cut pages finer and cost the emulation less.
-    const int warps = blocks > 7 ? 2 : 0;
+    // Large grids with one warp, which cost the emulation less.
+    const int warps = blocks > 3 ? 1 : 0;
     const AttentionResult first = attention.attend(blocks, warps);
     expect_right(attention, first);
-    if (blocks > 40) continue;
+    if (blocks != 40) continue;
     EXPECT_EQ(first, attention.attend(blocks, warps));
   }
 }
@@ -136,27 +137,26 @@ TEST_P(AttentionPaths, GivesTheSameOnEveryGridAndEqualBytesTwice) {
 // More segments than a round takes.
 TEST_P(AttentionPaths, TakesManyShortSequencesInRounds) {
   AttentionStep step{"Many", GetParam().queries_per_kv, {}, {}};
-  for (int i = 0; i < 30; ++i) {
+  for (int i = 0; i < 20; ++i) {
     step.before.push_back(37 * i % 200);
     step.after.push_back(step.before.back() + 1);
   }
   AttentionOnLayer attention(GetParam().make(), step);
-  const int segments = 30 * attention.layer().view.kv_heads;
-  for (const int blocks : {1, 2, 13}) {
+  const int segments = 20 * attention.layer().view.kv_heads;
+  ASSERT_GT(segments, 2 * attention.shape(2).shared.most_pieces);
+  for (const auto& [blocks, warps] : {std::pair{1, 0}, {7, 1}}) {
     SCOPED_TRACE(blocks);
-    ASSERT_GT(segments, blocks * attention.shape(blocks).shared.most_pieces / 4);
-    expect_right(attention, attention.attend(blocks));
+    expect_right(attention, attention.attend(blocks, warps));
   }
 }
 
 // One warp of a block leaves parts of several pieces aside.
 TEST_P(AttentionPaths, TakesAnyNumberOfWarps) {
   AttentionOnLayer attention(GetParam().make(), ragged(GetParam().queries_per_kv));
-  for (const int warps : {1, 2, 5})
-    for (const int blocks : {1, 3}) {
-      SCOPED_TRACE(std::to_string(warps) + " warps, " + std::to_string(blocks) + " blocks");
-      expect_right(attention, attention.attend(blocks, warps));
-    }
+  for (const auto& [blocks, warps] : {std::pair{1, 1}, {1, 2}, {3, 1}, {3, 5}}) {
+    SCOPED_TRACE(std::to_string(warps) + " warps, " + std::to_string(blocks) + " blocks");
+    expect_right(attention, attention.attend(blocks, warps));
+  }
 }
 
 // A shape for eight columns serves a step of fewer, as a cache for several query tokens does.
@@ -195,7 +195,7 @@ TEST_F(Attention, ServesGroupsOfUpToEightColumnBlocks) {
     SCOPED_TRACE(std::to_string(queries_per_kv) + " queries, " + std::to_string(tokens));
     AttentionOnLayer attention(mixed_plan(),
                                {"Group", queries_per_kv, {300, 62, 0}, {300 + tokens, 63, tokens}});
-    for (const int blocks : {2, 6}) expect_right(attention, attention.attend(blocks));
+    expect_right(attention, attention.attend(3, 4));
   }
 }
 
@@ -207,19 +207,20 @@ TEST_F(Attention, MasksByWindowsAndCapsScores) {
       {0, 0, 100000},                                           // nothing left out
       {0.3F, 0, 0},  // scores that outgrow the running maximum
       {0, 2, 0},      {0.2F, 20, 130}};
-  for (const Path& path : paths())
+  for (const Path& path : paths()) {
+    AttentionOnLayer attention(
+        path.make(), {"Masks", path.queries_per_kv, {260, 3, 131, 67}, {261, 4, 132, 68}});
     for (const quant::AttentionOptions& option : options) {
-      SCOPED_TRACE(std::string(path.name) + " window " + std::to_string(option.window) + " cap " +
-                   std::to_string(option.soft_cap));
-      AttentionOnLayer attention(
-          path.make(),
-          {"Masks", path.queries_per_kv, {500, 3, 131, 67}, {501, 4, 132, 68}, option});
-      expect_right(attention, attention.attend(3));
+      SCOPED_TRACE(std::string(path.name) + " window " + std::to_string(option.window) + " scale " +
+                   std::to_string(option.scale) + " cap " + std::to_string(option.soft_cap));
+      attention.set_options(option);
+      expect_right(attention, attention.attend(2, 3));
     }
+  }
   for (const int window : {1, 3, 70}) {
     SCOPED_TRACE(window);
     AttentionOnLayer attention(mixed_plan(),
-                               {"Tokens", 3, {500, 62, 129}, {504, 66, 132}, {0, 0, window}});
+                               {"Tokens", 3, {300, 62, 129}, {304, 66, 132}, {0, 0, window}});
     expect_right(attention, attention.attend(3));
   }
 }
@@ -232,18 +233,78 @@ TEST_F(Attention, ReadsAnyNumberOfSinksAndLengthsAroundPages) {
       step.before.push_back(length - 1);
       step.after.push_back(length);
     }
-    for (const int blocks : {1, 5, 33}) {
+    AttentionOnLayer attention(with_sinks(mixed_plan(), sinks), step);
+    for (const auto& [blocks, warps] : {std::pair{1, 0}, {5, 3}, {33, 1}}) {
       SCOPED_TRACE(blocks);
-      AttentionOnLayer attention(with_sinks(mixed_plan(), sinks), step);
-      expect_right(attention, attention.attend(blocks));
+      expect_right(attention, attention.attend(blocks, warps));
     }
     for (const int window : {2, 64}) {
       SCOPED_TRACE(window);
-      step.options.window = window;
-      AttentionOnLayer attention(with_sinks(rotated_plan("turboquant:3+rht", 64), sinks), step);
-      expect_right(attention, attention.attend(4));
+      attention.set_options({0, 0, window});
+      expect_right(attention, attention.attend(4, 3));
     }
   }
+}
+
+/// Heads by turns of fp16, of 3 and 5 bits and without codes.
+PlanBundle many_heads(int kv_heads) {
+  quant::testing::HeadWidths keys, values;
+  for (int h = 0; h < kv_heads; ++h) {
+    keys.push_back({h % 3 == 0 ? 16 : h % 3 == 1 ? 3 : 0});
+    values.push_back({h % 5 == 0 ? 16 : h % 5 == 1 ? 0 : 5});
+  }
+  return calibrated_plan(16, 16, keys, values);
+}
+
+TEST_F(Attention, Serves128KvHeads) {
+  AttentionOnLayer attention(many_heads(kMaxKvHeads), {"Heads", 1, {133, 2}, {134, 3}});
+  for (const int blocks : {3, 40}) {
+    SCOPED_TRACE(blocks);
+    expect_right(attention, attention.attend(blocks, 2));
+  }
+}
+
+TEST_F(Attention, RefusesPlansOfMoreKvHeads) {
+  quant::CacheGeometry geometry;
+  geometry.query_heads = kMaxKvHeads + 1;
+  geometry.max_sequences = 1;
+  geometry.max_tokens = 100;
+  try {
+    plan_cache(many_heads(kMaxKvHeads + 1), geometry, 132);
+    FAIL() << "129 KV heads were taken";
+  } catch (const InputError& e) {
+    EXPECT_EQ(e.field(), "/model/kv_heads");
+    EXPECT_THAT(e.what(), ::testing::HasSubstr("at most 128 KV heads, found 129"));
+  }
+}
+
+TEST_F(Attention, RefusesStepsWhoseWorkOutgrows32Bits) {
+  StepChange step;
+  step.max_tokens = 4;
+  const auto fits = [&](int sink_tokens, int kv_heads, int queries_per_kv, int query_tokens) {
+    try {
+      require_line(step, sink_tokens, kv_heads, queries_per_kv, query_tokens);
+      return true;
+    } catch (const ArgumentError&) {
+      return false;
+    }
+  };
+  // 2^25 units in all; a sequence without sinks has 4 chunks beside its pages.
+  step.entries = {{.length = 64 * ((1 << 22) - 4)}};
+  EXPECT_TRUE(fits(0, 8, 8, 1));
+  EXPECT_FALSE(fits(0, 8, 9, 1));
+  EXPECT_FALSE(fits(0, 9, 8, 1));
+  EXPECT_FALSE(fits(0, 8, 8, 2));
+  EXPECT_FALSE(fits(2, 8, 8, 1));  // a chunk more
+  step.entries.push_back({.length = 1});
+  EXPECT_FALSE(fits(0, 8, 8, 1));
+  EXPECT_TRUE(fits(0, 4, 8, 1));
+  // Attention to a step of more tokens than the cache is for is refused by itself.
+  step.max_tokens = 1000;
+  EXPECT_TRUE(fits(0, 4, 8, 1));
+  // The largest caches that there may be together.
+  step.entries.assign(65536, {.length = 1 << 30});
+  EXPECT_FALSE(fits(0, 1, 1, 1));
 }
 
 // The pure parts.
@@ -306,12 +367,11 @@ TEST(WorkCosts, AreAtMost64AndFollowTheWork) {
       EXPECT_EQ(most, kMostCost);
     }
   }
-  const auto format =
-      quant::page_format(calibrated_plan(64, 16, {{0, 0, 0, 0}, {2, 2, 2, 2}, {8, 8, 8, 8}},
-                                         {{0, 0, 0, 0}, {2, 2, 2, 2}, {8, 8, 8, 8}}));
-  const WorkCosts costs = work_costs(format[0], 0);
+  const std::vector<std::vector<int>> widths{{0, 0, 0, 0}, {2, 2, 2, 2}, {6, 6, 6, 6}};
+  const WorkCosts costs =
+      work_costs(quant::page_format(calibrated_plan(64, 16, widths, widths))[0], 0);
   EXPECT_LT(costs.head[0], costs.head[1]);
-  EXPECT_LE(costs.head[1], costs.head[2]);
+  EXPECT_LT(costs.head[1], costs.head[2]);
 }
 
 /// The parts of the shared memory of a block, by address.

@@ -50,8 +50,11 @@ TEST(CacheSize, OfALayerByHand) {
   EXPECT_EQ(b.channels, 4u * 64 * 4);
   EXPECT_EQ(b.analysis, (48u + 64 + 64 + 32) * 64 * 4);
   EXPECT_EQ(b.weights, (48u + 64 + 64 + 32) * 8);
-  EXPECT_EQ(b.k_query, 2u * 64 * 64 * 4);
-  EXPECT_EQ(b.v_output, b.k_query);
+  EXPECT_EQ(b.synthesis, 2u * 64 * 64 * 4);
+  EXPECT_EQ(b.k_terms, 2u * 64 * 8);
+  EXPECT_EQ(b.k_matrix, 2u * 4 * 4 * 2 * 32 * 16);
+  EXPECT_EQ(b.v_matrix, b.k_matrix);
+  EXPECT_EQ(b.matrix_scales, 2u * 8);
   EXPECT_EQ(b.k_mean, 2u * 64 * 4);
   EXPECT_EQ(b.v_mean, b.k_mean);
   EXPECT_EQ(b.inv_freq, 32u * 8);
