@@ -85,6 +85,20 @@ CachePlan plan_cache(const PlanBundle& bundle, const quant::CacheGeometry& geome
   return plan;
 }
 
+void require_line(const StepChange& step, int sink_tokens, int kv_heads, int queries_per_kv,
+                  int max_query_tokens) {
+  std::int64_t units = 0;  // of a KV head and column block
+  for (const StepEntry& entry : step.entries)
+    units += entry.length / quant::kPageTokens + quant::plain_chunks(sink_tokens) + kStartUnits;
+  const int column_blocks =
+      ceiling(std::min(step.max_tokens, max_query_tokens) * queries_per_kv, kColumns);
+  constexpr std::int64_t kMostUnits = (std::int64_t{1} << 31) / kMostCost;
+  if (units > kMostUnits / (std::int64_t{kv_heads} * column_blocks))
+    throw ArgumentError(
+        "the sequences of a step hold too many tokens together for one call of attention (" +
+        std::to_string(units) + " pages); attend to them in several steps");
+}
+
 Cache::Cache(const PlanBundle& bundle, const quant::CacheGeometry& geometry, int device)
     : Cache(plan_cache(bundle, geometry, query_device(device).multiprocessors), bundle, device) {}
 
@@ -186,20 +200,6 @@ void Cache::place_workspace(const CachePlan& plan, const quant::SharedBuffers& b
   }
 }
 
-void Cache::require_line(const StepChange& step) const {
-  std::int64_t units = 0;  // of a KV head and column block
-  for (const StepEntry& entry : step.entries)
-    units += entry.length / quant::kPageTokens + quant::plain_chunks(sink_tokens()) + 2;
-  const int queries_per_kv = geometry_.query_heads / kv_heads();
-  const int column_blocks =
-      ceiling(std::min(step.max_tokens, geometry_.max_query_tokens) * queries_per_kv, kColumns);
-  constexpr std::int64_t kMostUnits = (std::int64_t{1} << 31) / kMostCost;
-  if (units > kMostUnits / (std::int64_t{kv_heads()} * column_blocks))
-    throw ArgumentError(
-        "the sequences of a step hold too many tokens together for one call of attention (" +
-        std::to_string(units) + " pages); attend to them in several steps");
-}
-
 const LayerView& Cache::checked_layer(int layer) const {
   if (layer < 0 || layer >= num_layers())
     throw ArgumentError("layer " + std::to_string(layer) + " was asked of a cache with " +
@@ -239,7 +239,8 @@ void Cache::begin_step(std::span<const quant::SequenceStep> step, cudaStream_t s
         "a step cannot begin while its stream is captured in a graph: capture the calls after it, "
         "and begin each step before the graph is replayed");
   StepChange change = sequences_.prepare(step);
-  require_line(change);
+  require_line(change, sink_tokens(), kv_heads(), geometry_.query_heads / kv_heads(),
+               geometry_.max_query_tokens);
 
   const Staging& staging = stagings_[next_staging_];
   staging.sent.wait();

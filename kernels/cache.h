@@ -40,6 +40,11 @@ struct AttentionOutput {
   float* lse = nullptr;           // [rows, query_heads]
 };
 
+/// ArgumentError when attention of a step would outgrow the 32 bits that it counts its work in
+/// (round.cuh). max_query_tokens: of the cache.
+void require_line(const StepChange& step, int sink_tokens, int kv_heads, int queries_per_kv,
+                  int max_query_tokens);
+
 /// Calls throw ArgumentError and the errors of errors.h, and have then changed nothing. The work of
 /// one cache has to be ordered on the device: one stream, or streams joined by events.
 class Cache {
@@ -93,8 +98,6 @@ class Cache {
   void place_layers(const PlanBundle& bundle, const CachePlan& plan);
   void place_batch(const quant::SharedBuffers& buffers);
   void place_workspace(const CachePlan& plan, const quant::SharedBuffers& buffers);
-  /// ArgumentError when attention of a step would outgrow the 32 bits that it counts its work in.
-  void require_line(const StepChange& step) const;
   const LayerView& checked_layer(int layer) const;
   /// Tokens of a slot that a layer holds.
   std::int64_t stored_length(int layer, int slot) const;

@@ -1,11 +1,13 @@
 // Decode attention straight from packed pages.
 //
-// A persistent grid, one block per multiprocessor. A warp owns a stretch of pages (partition.cuh)
-// and works alone: the copy engine brings halves of pages to its shared memory (page_feed.cuh), it
-// turns codes into bytes in registers (tile_bytes.cuh) and multiplies them in integer matrix units:
-// queries and weights are numbers of 16 bits, as high and low bytes in two columns of the matrix,
-// so that four columns of a segment fill an mma. Scores, masses and norms are float. At the end a
-// block merges what its warps hold of the same segment; `finish` merges the blocks.
+// A persistent grid, one block per multiprocessor. A block takes its stretch of the work in rounds
+// (round.cuh): it brings the queries of a round into the transformed domain (queries.cuh), its
+// warps attend, and their results are put together (results.cuh); the last block to arrive at a
+// segment finishes it. A warp works alone: the copy engine brings halves of pages to its shared
+// memory (page_feed.cuh), it turns codes into bytes in registers (tile_bytes.cuh) and multiplies
+// them in integer matrix units: queries and weights are numbers of 16 bits, as high and low bytes
+// in two columns of the matrix, so that four columns of a segment fill an mma. Scores, masses and
+// norms are float.
 //
 // Tiles whose levels are no bytes (tile_codes.cuh: tables off the grid, fp16, outliers) go through
 // fp16 mma in kernels of their own. Measurements and what was tried: docs/performance.md.
@@ -21,10 +23,9 @@ namespace {
 
 // Units of two pages only where they pay (decode_shape): one block of columns, only bytes.
 constexpr DecodeKernel kernels[] = {
-    decode_kernel<RunsPath<2, 1, true>>, decode_kernel<RunsPath<1, 1, true>>,
-    decode_kernel<RunsPath<1, 2, true>>, decode_kernel<RunsPath<1, 1, false>>,
-    decode_kernel<RunsPath<1, 2, false>>,
-    decode_kernel<MixedPath>};
+    decode_kernel<RunsPath<2, 1, true>>,  decode_kernel<RunsPath<1, 1, true>>,
+    decode_kernel<RunsPath<1, 2, true>>,  decode_kernel<RunsPath<1, 1, false>>,
+    decode_kernel<RunsPath<1, 2, false>>, decode_kernel<MixedPath>};
 
 DecodeKernel kernel_of(const LayerView& layer, int columns) {
   if (layer.uniform >= 0) return uniform_kernel(layer.uniform);

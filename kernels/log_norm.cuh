@@ -21,9 +21,6 @@ KVPLAN_DEVICE double log8_fraction(int i) {
   return kFractions[i];
 }
 
-/// 2^((q + 1/2)/32).
-KVPLAN_DEVICE double log8_boundary(int q) { return std::ldexp(log8_fraction(q & 31), q >> 5); }
-
 /// 2^(q/32).
 KVPLAN_DEVICE float log8_value(int q) {
   static constexpr float kFractions[32] = {

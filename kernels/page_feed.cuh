@@ -1,5 +1,5 @@
 #pragma once
-// The packed pages of a stretch of a sequence on their way to a warp. Private to the decode kernel.
+// The packed pages of a warp's piece on their way to it. Private to the decode kernels.
 
 #include "kernels/ptx.cuh"
 #include "kernels/views.h"
@@ -8,11 +8,11 @@ namespace kvplan::kernels {
 
 inline constexpr int kLanes = quant::kWarpLanes;
 
-// The pages of a stretch of a sequence, and what is copied of each. In shared memory: registers are
-// scarce.
+// The pages of a piece that are a warp's, and what is copied of each. In shared memory: registers
+// are scarce.
 struct PageList {
   const std::byte* pages;      // of the KV head, in block 0
-  const std::int32_t* blocks;  // block numbers of the stretch
+  const std::int32_t* blocks;  // their block numbers
   const float2* phases;        // LayerView::page_phase of the first page
   std::uint32_t block_bytes;
   std::int32_t count;

@@ -107,23 +107,14 @@ KVPLAN_DEVICE void add_mean(const ReadBackView& v, int head, float* direct) {
     direct[i * kPartStride + column] += mean[i];
 }
 
-/// Rows `first` .. of the synthesis matrix. That of keys is stored by columns.
+/// Rows `first` .. of the synthesis matrix.
 KVPLAN_DEVICE void load_synthesis(const ReadBackView& v, int head, const Product& product,
                                   int first) {
   const int d = v.layer.head_dim;
-  if (v.side == kValues) {
-    product.load([&](int row) -> const float* {
-      if (first + row >= d) return nullptr;
-      return v.layer.v_output + (std::int64_t{head} * d + first + row) * d;
-    });
-    return;
-  }
-  const float* const columns = v.layer.k_query + std::int64_t{head} * d * d;
-  for (int i = thread(); i < product.rows * d; i += kProductThreads) {
-    const int row = i % product.rows, coordinate = i / product.rows;
-    if (first + row < d)
-      product.matrix[row * (d + 4) + coordinate] = columns[coordinate * d + first + row];
-  }
+  product.load([&](int row) -> const float* {
+    if (first + row >= d) return nullptr;
+    return v.layer.synthesis[v.side] + (std::int64_t{head} * d + first + row) * d;
+  });
 }
 
 /// Block (16 positions, KV head).

@@ -338,7 +338,6 @@ StaticData make_static_data(const PlanBundle& bundle, std::span<const quant::Lay
     view.kv_heads = format.k.geometry.kv_heads;
     view.head_dim = format.k.geometry.head_dim;
     view.sink_tokens = sink_tokens;
-    view.page_norm_bytes = format.k.norm == quant::NormFormat::kLog8 ? 1 : 2;
     view.scale_rule = static_cast<int>(format.k.scale_rule);
     view.block_bytes = format.block_bytes;
     std::ranges::copy(format.heads, image.take(bytes.layouts, view.heads).begin());
@@ -347,16 +346,16 @@ StaticData make_static_data(const PlanBundle& bundle, std::span<const quant::Lay
     write_encoders(format, bytes, image, view);
 
     const std::size_t d = size(view.head_dim);
-    const auto k_query = image.take(bytes.k_query, view.k_query);
+    const auto k_synthesis = image.take(bytes.synthesis, view.synthesis[0]);
+    std::vector<float> k_rows(k_synthesis.size());  // transposed
     for_each_synthesis(format.k, [&](std::size_t h, std::size_t channel, std::size_t i, float a) {
-      k_query[(h * d + i) * d + channel] = a;
+      k_synthesis[(h * d + channel) * d + i] = k_rows[(h * d + i) * d + channel] = a;
     });
-    const std::vector<float> k_rows(k_query.begin(), k_query.end());
-    const auto v_output = image.take(bytes.v_output, view.v_output);
+    const auto v_synthesis = image.take(bytes.synthesis, view.synthesis[1]);
     for_each_synthesis(format.v, [&](std::size_t h, std::size_t channel, std::size_t i, float a) {
-      v_output[(h * d + channel) * d + i] = a;
+      v_synthesis[(h * d + channel) * d + i] = a;
     });
-    const std::vector<float> v_rows(v_output.begin(), v_output.end());
+    const std::vector<float> v_rows(v_synthesis.begin(), v_synthesis.end());
     const std::size_t coordinates = (d + kTileTokens - 1) / kTileTokens * kTileTokens;
     write_terms(format, coordinates, image.take(bytes.k_terms, view.k_terms));
     std::vector<float2> scales;

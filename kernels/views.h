@@ -118,8 +118,10 @@ struct SharedMap {
   std::int32_t ring_bytes = 0;                 // mixed layers only
 };
 
-/// How long a warp of the decode kernel works on a unit, 1 .. kMostCost; `start` up to twice that.
+/// How long a warp of the decode kernel works on a unit, 1 .. kMostCost; `start` is at most
+/// kStartUnits times that.
 inline constexpr std::uint32_t kMostCost = 64;
+inline constexpr int kStartUnits = 2;
 struct WorkCosts {
   std::uint32_t head[kMaxKvHeads] = {};  // a unit of packed pages
   std::uint32_t all = 0;                 // sum over the heads
@@ -139,7 +141,6 @@ struct HeadSet {
 /// One layer of the cache.
 struct LayerView {
   int kv_heads = 0, head_dim = 0, sink_tokens = 0;
-  int page_norm_bytes = 0;                   // 1 log8, 2 fp16
   int scale_rule = 0;                        // quant::ScaleRule
   const quant::HeadLayout* heads = nullptr;  // [kv_heads]
   const RunEntry* runs = nullptr;            // [kv_heads][most_runs] of keys, then of values
@@ -154,15 +155,14 @@ struct LayerView {
   const float* boundaries = nullptr;      // midpoints, [tables][255]
   const EncoderView* encoders = nullptr;  // [2][kv_heads]
   HeadSet fp16[2];                        // heads stored as fp16, of keys and values
-  // Reading: q' = k_query q, out = v_output o + mean.
-  const float* k_query = nullptr;   // [kv_heads][coded tile rows: head_dim][head_dim]: row i =
-                                    // column i of the synthesis matrix, in storage order over plain
-                                    // channels (zero rows beyond coded, zero columns at outliers)
-  const float* v_output = nullptr;  // [kv_heads][head_dim][head_dim]: synthesis, row = channel,
-                                    // column = storage coordinate
+  // Synthesis matrices, for reading back: [kv_heads][head_dim][head_dim], row = channel, column =
+  // storage coordinate (zero columns beyond coded, zero rows at outliers).
+  const float* synthesis[2] = {};   // of keys, of values
   const float2* k_terms = nullptr;  // [kv_heads][16 tiles]: step and step * byte_offset of a
                                     // storage coordinate; step 0 unless its levels are bytes
-  // The same two as operands B (transform.cuh), divided by a power of two so that fp16 holds them.
+  // Attention: q' = k_matrix q with the transposed synthesis of keys, out = v_matrix o + mean with
+  // that of values, as operands B (transform.cuh), divided by a power of two so that fp16 holds
+  // them.
   const uint4* k_matrix = nullptr;  // [kv_heads][tiles][tiles][2][32], tiles = ceil(head_dim / 16):
                                     // (16 rows, 16 columns), fp16 and 2048 times what it left
   const uint4* v_matrix = nullptr;

@@ -121,7 +121,7 @@ std::vector<LayerBuffers> layer_buffers(std::span<const LayerFormat> layers, int
         bytes.analysis += head.analysis.size() * kFloatBytes;
         bytes.weights += head.weight.size() * kDoubleBytes;
       }
-    bytes.k_query = bytes.v_output = kv_heads * d * d * kFloatBytes;
+    bytes.synthesis = kv_heads * d * d * kFloatBytes;
     const std::size_t tiles = (d + kTileCoordinates - 1) / kTileCoordinates;
     bytes.k_terms = kv_heads * tiles * kTileCoordinates * kFloat2Bytes;
     bytes.k_matrix = bytes.v_matrix = kv_heads * tiles * tiles * 2 * kWarpLanes * kUint4Bytes;
@@ -178,7 +178,7 @@ CacheSize cache_size(const PlanBundle& bundle, const CacheGeometry& geometry,
     total.pages += charged(b.pool);
     total.open += charged(b.sinks, b.open);
     total.statics += charged(b.layouts, b.runs, b.levels, b.boundaries, b.encoders, b.channels,
-                             b.analysis, b.weights, b.k_query, b.v_output, b.k_terms, b.k_matrix,
+                             b.analysis, b.weights, b.synthesis, b.synthesis, b.k_terms, b.k_matrix,
                              b.v_matrix, b.matrix_scales, b.k_mean, b.v_mean, b.inv_freq,
                              b.page_phase, b.rotary_tile, b.rotary_tile_low);
   }

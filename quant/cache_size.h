@@ -77,8 +77,7 @@ struct LayerBuffers {
   std::size_t channels = 0;    // int32, of all heads and sides: transformed and outlier channels
   std::size_t analysis = 0;    // float [c,n] of all heads and sides
   std::size_t weights = 0;     // double [c] of all heads and sides
-  std::size_t k_query = 0;     // float [kv_heads][head_dim][head_dim]
-  std::size_t v_output = 0;    // float [kv_heads][head_dim][head_dim]
+  std::size_t synthesis = 0;   // float [kv_heads][head_dim][head_dim], of keys and again of values
   std::size_t k_terms = 0;     // float2 [kv_heads][16 tiles]
   std::size_t k_matrix = 0;    // uint4 [kv_heads][tiles][tiles][2][32], tiles = ceil(head_dim / 16)
   std::size_t v_matrix = 0;

@@ -16,8 +16,6 @@ namespace kvplan::quant {
 inline constexpr int kPageTokens = 64;
 inline constexpr int kTileCoordinates = 16;  // a half tile has 8
 inline constexpr int kWarpLanes = 32;
-inline constexpr int kTilePairs =
-    16;  // pairs of codes that a lane owns in a tile; 8 in a half tile
 inline constexpr std::size_t kPageAlignment = 16;
 inline constexpr int kMaxTileRuns = 18;
 inline constexpr int kOutlierWidth = 8;  // signed integers, stored as code + 128

@@ -50,8 +50,11 @@ TEST(CacheSize, OfALayerByHand) {
   EXPECT_EQ(b.channels, 4u * 64 * 4);
   EXPECT_EQ(b.analysis, (48u + 64 + 64 + 32) * 64 * 4);
   EXPECT_EQ(b.weights, (48u + 64 + 64 + 32) * 8);
-  EXPECT_EQ(b.k_query, 2u * 64 * 64 * 4);
-  EXPECT_EQ(b.v_output, b.k_query);
+  EXPECT_EQ(b.synthesis, 2u * 64 * 64 * 4);
+  EXPECT_EQ(b.k_terms, 2u * 64 * 8);
+  EXPECT_EQ(b.k_matrix, 2u * 4 * 4 * 2 * 32 * 16);
+  EXPECT_EQ(b.v_matrix, b.k_matrix);
+  EXPECT_EQ(b.matrix_scales, 2u * 8);
   EXPECT_EQ(b.k_mean, 2u * 64 * 4);
   EXPECT_EQ(b.v_mean, b.k_mean);
   EXPECT_EQ(b.inv_freq, 32u * 8);
@@ -62,24 +65,32 @@ TEST(CacheSize, OfALayerByHand) {
 
 TEST(CacheSize, OfWhatLayersShareByHand) {
   const auto layers = page_format(plan());
-  const SharedBuffers b = shared_buffers(layers, 4, geometry(), {10, 8});
-  // Columns of a KV head: 4 query tokens x 3 query heads, two blocks of 8.
-  constexpr std::size_t kSegments = 3 * 2 * 2, kSlots = 80 + kSegments;
+  const SharedBuffers b = shared_buffers(layers, 4, geometry(), {10});
+  // Columns of a KV head: 4 query tokens x 3 query heads, two blocks of 8. At most 4 sinks and 63
+  // tokens of the open page: 5 chunks. The values of the second layer, of 4 tiles, are the most.
+  constexpr std::size_t kSegments = 3 * 2 * 2, kChunks = 5 * kSegments, kParts = 10 * kBlockParts;
   EXPECT_EQ(b.page_table, 3u * 3 * 4);
   EXPECT_EQ(b.batch, 4u * 3 * 4);
-  EXPECT_EQ(b.query, kSegments * 4 * 32 * 8);
-  EXPECT_EQ(b.bias, kSegments * 8 * 8);
-  EXPECT_EQ(b.constant, kSegments * 8 * 4);
-  EXPECT_EQ(b.centre, kSegments * 32 * 8 * 8);
-  EXPECT_EQ(b.slot_owner, kSlots * 4);
-  EXPECT_EQ(b.slot_state, kSlots * 8 * 8);
-  EXPECT_EQ(b.slot_output, kSlots * 4 * 32 * 16);
-  EXPECT_EQ(b.plain_state, kSegments * 8 * 8);
-  EXPECT_EQ(b.plain_output, kSegments * 4 * 32 * 16);
+  EXPECT_EQ(b.arrived, kSegments * 4);
+  EXPECT_EQ(b.part_state, kParts * 8 * 8);
+  EXPECT_EQ(b.part_output, kParts * 4 * 32 * 4 * 4);
+  EXPECT_EQ(b.plain_state, kChunks * 8 * 8);
+  EXPECT_EQ(b.plain_output, kChunks * 8 * 64 * 4);
+}
+
+TEST(CacheSize, OfWhatLayersShareWithFewColumns) {
+  const auto layers = page_format(plan());
+  CacheGeometry g = geometry();
+  g.max_query_tokens = 1;  // 3 columns: room for 4
+  const SharedBuffers b = shared_buffers(layers, 4, g, {10});
+  EXPECT_EQ(b.arrived, 3u * 2 * 4);
+  EXPECT_EQ(b.part_state, 10u * kBlockParts * 8 * 8);
+  EXPECT_EQ(b.part_output, 10u * kBlockParts * 4 * 32 * 2 * 4);
+  EXPECT_EQ(b.plain_output, 3u * 2 * 5 * 4 * 64 * 4);
 }
 
 TEST(CacheSize, RoundsBufferByBuffer) {
-  const CacheSize size = cache_size(plan(), geometry(), {10, 8});
+  const CacheSize size = cache_size(plan(), geometry(), {10});
   EXPECT_EQ(size.pages, 2u * 9 * 64 * 68);
   EXPECT_EQ(size.open, 2u * (6144 + 98304));
   EXPECT_EQ(size.tables, 512u);  // two buffers of less than 256 bytes
@@ -106,8 +117,6 @@ TEST(CacheSize, ChargesNothingForMeansOfPlansThatDoNotCentre) {
   EXPECT_EQ(phase_steps(layers[0]), 0);
   const LayerBuffers b = layer_buffers(layers, 4, geometry())[0];
   EXPECT_EQ(b.k_mean + b.v_mean + b.inv_freq + b.page_phase + b.rotary_tile, 0u);
-  const SharedBuffers shared = shared_buffers(layers, 4, geometry());
-  EXPECT_EQ(shared.constant + shared.centre, 0u);
 }
 
 TEST(CacheSize, RefusesWhatCannotBe) {

@@ -12,6 +12,7 @@ struct Host {
   int multiprocessors = 3;
   std::size_t memory_bytes = std::size_t{4} << 30;
   bool capturing = false;  // streams are captured in a graph
+  bool last_block_first = false;
 };
 Host& host();
 

@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "tests/kernels/emulated/cuda_host.h"
+
 namespace kvplan::kernels::emulated {
 namespace {
 
@@ -248,7 +250,8 @@ cudaError_t run_grid(int blocks, int blocks_y, int blocks_z, int threads, std::s
   for (int z = 0; z < blocks_z; ++z)
     for (int y = 0; y < blocks_y; ++y)
       for (int x = 0; x < blocks; ++x) {
-        machine.shape = {x, y, z, blocks, threads};
+        const bool backwards = host().last_block_first;
+        machine.shape = {backwards ? blocks - 1 - x : x, y, z, blocks, threads};
         run_block(threads);
       }
   return cudaSuccess;
