@@ -94,9 +94,8 @@ int uniform_kind(const quant::LayerFormat& format, int phase_steps, int columns)
 }
 
 /// Whether MixedPath attends to a layer.
-bool is_mixed(const quant::LayerFormat& format, int phase_steps, int columns) {
-  if (columns > kColumns / 2 || phase_steps > kMaxMixedSteps || !has_only_bytes(format))
-    return false;
+bool is_mixed(const quant::LayerFormat& format, int columns) {
+  if (columns > kColumns / 2 || !has_only_bytes(format)) return false;
   const int norm_bytes = format.heads.front().k.norm_bytes;
   return norm_bytes > 0 && std::ranges::all_of(format.heads, [&](const quant::HeadLayout& head) {
            return head.k.norm_bytes == norm_bytes && head.v.norm_bytes == norm_bytes;
@@ -198,7 +197,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   shape.shared.state_offset = warp.take(sizeof(WarpState));
   shape.shared.list_offset = warp.take(kPageListBytes);
   shape.uniform = uniform_kind(format, phase_steps, columns);
-  shape.mixed = shape.uniform < 0 && is_mixed(format, phase_steps, columns);
+  shape.mixed = shape.uniform < 0 && is_mixed(format, columns);
   shape.shared.mixed_offset = warp.take(shape.mixed ? mixed_bytes(phase_steps) : 0);
   shape.shared.barriers_offset = warp.take(kMostSlots * kBarrierBytes);
   shape.shared.warp_bytes = warp.end();
@@ -247,12 +246,16 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   };
 
   if (shape.mixed) {
-    // A half of a page at work and one on its way; of most heads halves are smaller, and more.
-    for (int warps = kDecodeWarps; warps > 0; --warps)
+    // Two pages: a half at work and one on its way; of most heads pages are smaller, and more.
+    std::size_t pages = 0;
+    for (const quant::HeadLayout& head : format.heads)
+      pages = std::max(pages, std::size_t{2} * head.page_bytes);
+    for (int warps = kMixedWarps; warps >= kMixedWarps / 2; --warps)
       for (std::size_t ring = kMaxShared / static_cast<std::size_t>(warps) / 128 * 128;
-           ring >= 2 * slot; ring -= 128)
+           ring >= pages; ring -= 128)
         if (place(warps, ring)) {
           shape.shared.ring_bytes = static_cast<std::int32_t>(ring);
+          shape.unit_pages = 2;
           return shape;
         }
     shape.mixed = false;

@@ -211,11 +211,17 @@ class HalfFeed {
 /// x, the same in all lanes, such that the compiler knows: then branches need no bookkeeping.
 KVPLAN_DEVICE std::uint32_t uniform(std::uint32_t x) { return ballot((x >> lane() & 1) != 0); }
 
-// Halves of single pages, keys and values of one page after the other, through a ring of slots as
-// large as the list's pages need. Otherwise as PageFeed, but without phases.
-class RingFeed {
+// A half of two pages in shared memory.
+struct TwoPages {
+  std::uint32_t at, distance;  // of the first page; how far behind it that of the second is
+};
+
+// Halves of two pages at a time, keys and then values, through a ring of slots that are as large as
+// the list's pages need. A page that is left alone is its own neighbour. Otherwise as PageFeed, but
+// without phases.
+class PairFeed {
  public:
-  KVPLAN_DEVICE RingFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
+  KVPLAN_DEVICE PairFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
                          const SharedMap& map)
       : list_(list),
         barriers_(barriers),
@@ -231,58 +237,55 @@ class RingFeed {
     sync_warp();
     if (lane() == 0) *list_ = list;
     sync_warp();
-    key_bytes_ = list.key_bytes, rest_bytes_ = list.rest_bytes;
-    slot_bytes_ = key_bytes_ > rest_bytes_ ? key_bytes_ : rest_bytes_;
-    const auto fit = static_cast<int>(ring_bytes_ / slot_bytes_);
-    slot_count_ = fit < kMostSlots ? fit : kMostSlots;
-    free_ = taken_ = 0;
-    left_ = 2 * list.count;
-    blocks_ = list.blocks;
-    from_ = list.pages + static_cast<std::uint64_t>(*blocks_) * list.block_bytes;
+    const int fit = static_cast<int>(ring_bytes_ / (2 * (list.key_bytes + list.rest_bytes)));
+    slot_count_ = 2 * fit < kMostSlots ? 2 * fit : kMostSlots;
+    taken_ = issued_ = 0;
+    window_.look_at(list, 0);
 #pragma unroll 1
-    for (int slot = 0; slot < slot_count_; ++slot) issue();
+    for (int slot = 0; slot < slot_count_; ++slot) issue(slot);
   }
-  /// Address of the next half, once it is there.
-  KVPLAN_DEVICE std::uint32_t wait() {
+  /// The next half, once it is there.
+  KVPLAN_DEVICE TwoPages wait() {
     const int slot = taken_;
     wait_copy(barriers_ + 8 * slot, parities_ >> slot & 1);
     parities_ ^= 1u << slot;
-    taken_ = slot + 1 < slot_count_ ? slot + 1 : 0;
-    return slots_ + static_cast<std::uint32_t>(slot) * slot_bytes_;
+    const bool two = (issued_ - slot_count_) / 2 * 2 + 1 < list_->count;
+    return {slots_ + offset(slot), two ? bytes(slot) : 0};
   }
-  /// The half is no longer needed.
+  /// It is no longer needed.
   KVPLAN_DEVICE void done() {
     sync_warp();
-    issue();
+    issue(taken_);
+    taken_ = taken_ + 1 < slot_count_ ? taken_ + 1 : 0;
   }
 
  private:
-  KVPLAN_DEVICE void issue() {
-    if (left_ == 0) return;
-    const bool keys = left_ % 2 == 0;
-    const std::uint32_t bytes = keys ? key_bytes_ : rest_bytes_, barrier = barriers_ + 8 * free_;
-    copy_async(slots_ + static_cast<std::uint32_t>(free_) * slot_bytes_, from_, bytes, barrier);
-    end_batch(barrier, bytes);
-    free_ = free_ + 1 < slot_count_ ? free_ + 1 : 0;
-    --left_;
-    if (keys) {
-      from_ += key_bytes_;
-      if (left_ > 1) next_block_ = *++blocks_;
-    } else {
-      from_ = list_->pages + static_cast<std::uint64_t>(next_block_) * list_->block_bytes;
-    }
+  // Of a page, in even slots keys, in odd ones what follows.
+  KVPLAN_DEVICE std::uint32_t bytes(int slot) const {
+    return slot % 2 == 0 ? list_->key_bytes : list_->rest_bytes;
+  }
+  KVPLAN_DEVICE std::uint32_t offset(int slot) const {
+    return static_cast<std::uint32_t>(slot / 2) * 2 * (list_->key_bytes + list_->rest_bytes) +
+           (slot % 2 == 0 ? 0 : 2 * list_->key_bytes);
+  }
+  KVPLAN_DEVICE void issue(int slot) {
+    const int page = issued_++ / 2 * 2, left = list_->count - page;
+    if (left <= 0) return;
+    const std::uint32_t size = bytes(slot), to = slots_ + offset(slot);
+    const std::uint32_t barrier = barriers_ + 8 * slot,
+                        skipped = slot % 2 == 0 ? 0 : list_->key_bytes;
+    copy_async(to, window_.page(*list_, page) + skipped, size, barrier);
+    if (left > 1) copy_async(to + size, window_.page(*list_, page + 1) + skipped, size, barrier);
+    end_batch(barrier, left > 1 ? 2 * size : size);
   }
 
   PageList* list_;
   std::uint32_t barriers_, slots_, ring_bytes_;
-  std::uint32_t key_bytes_ = 0, rest_bytes_ = 0, slot_bytes_ = 0;
   int slot_count_ = 0;
-  int free_ = 0, taken_ = 0;              // slot of the half that is copied, awaited next
-  std::uint32_t parities_ = 0;            // bit i: of the batch that slot i awaits next
-  int left_ = 0;                          // halves of the list that are not copied yet
-  const std::byte* from_ = nullptr;       // of the next of them
-  const std::int32_t* blocks_ = nullptr;  // of the page whose keys were copied last
-  int next_block_ = 0;                    // of the one after
+  int taken_ = 0;               // slot of the half that is awaited next or at work
+  std::uint32_t parities_ = 0;  // bit i: of the batch that slot i awaits next
+  int issued_ = 0;              // halves of the list
+  BlockWindow window_;
 };
 
 }  // namespace kvplan::kernels

@@ -16,7 +16,7 @@ namespace kvplan::kernels {
 template <int KeyWidth, int ValueWidth, int Tiles>
 class UniformPath {
  public:
-  static constexpr int kPages = 1, kBlocks = 1;
+  static constexpr int kPages = 1, kBlocks = 1, kWarps = kDecodeWarps;
   using Feed = HalfFeed;
 
   KVPLAN_DEVICE static void attend(const AttentionView& v, const Work<1>& work, Feed& feed,
