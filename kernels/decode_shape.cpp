@@ -230,7 +230,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     const std::int64_t at[] = {
         with.take(static_cast<std::size_t>(pieces * shape.shared.piece_bytes), 128),
         with.take(all(static_cast<std::size_t>(shape.shared.warp_bytes)), 128),
-        with.take(outputs, 128), with.take(feeds, 128)};
+        with.take(outputs, 128), with.take(feeds + (shape.mixed ? kReadAhead : 0), 128)};
     for (const std::int64_t address : at)
       if (address < 0) return false;
     shape.shared.most_pieces = pieces;

@@ -42,7 +42,6 @@ class KeyCentre {
 #pragma unroll
       for (int k = 0; k < 4; ++k) terms[i][k] = start;
     const int steps = v_.layer.phase_steps;
-    if (steps == 0) return;
     wait_groups<0>();
     sync_warp();
     const int g = lane() >> 2, t = lane() & 3;
@@ -53,20 +52,25 @@ class KeyCentre {
                          16 * static_cast<std::uint32_t>(lane());
     const std::uint32_t low =
         static_cast<std::uint32_t>(v_.layer.shared.rotary_tile_low - v_.layer.shared.rotary_tile);
-    const bool split = v_.layer.shared.rotary_tile_low != 0;
-#pragma unroll 1
-    for (int s = 0; s < steps; ++s) {
-      add_step(terms, phase, centre, tile, low, split);
-      phase += 64, centre += 8 * 4 * 8, tile += kRows * 16 * kLanes;
-    }
+    const auto add_steps = [&]<bool Split>() {
+#pragma unroll(Split ? 1 : 4)
+      for (int s = 0; s < steps; ++s) {
+        add_step<Split>(terms, phase, centre, tile, low);
+        phase += 64, centre += 8 * 4 * 8, tile += kRows * 16 * kLanes;
+      }
+    };
+    if (v_.layer.shared.rotary_tile_low == 0)
+      add_steps.template operator()<false>();
+    else
+      add_steps.template operator()<true>();
     sync_warp();
     between();
   }
 
  private:
+  template <bool Split>
   KVPLAN_DEVICE static void add_step(float (&terms)[kRows][4], std::uint32_t phase,
-                                     std::uint32_t centre, std::uint32_t tile, std::uint32_t low,
-                                     bool split) {
+                                     std::uint32_t centre, std::uint32_t tile, std::uint32_t low) {
     float x[2], y[2];
     std::uint32_t b[2];
 #pragma unroll
@@ -75,22 +79,23 @@ class KeyCentre {
       const float cosine = float_of_bits(turn.x), sine = float_of_bits(turn.y);
       const float zx = float_of_bits(z.x), zy = float_of_bits(z.y);
       x[k] = fused(zx, cosine, -zy * sine);
-      y[k] = -fused(zx, sine, zy * cosine);
+      y[k] = fused(zx, -sine, -zy * cosine);
       b[k] = pack_halves(x[k], y[k]);
     }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) multiply(terms[i], tile + 16 * kLanes * i, b[0], b[1]);
-    if (!split) return;
-    std::uint32_t rest[2], small[2];
+    if constexpr (Split) {
+      std::uint32_t rest[2], small[2];
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      rest[k] = pack_halves(x[k] - low_half(b[k]), y[k] - high_half(b[k]));
-      small[k] = pack_halves(x[k] / kLowScale, y[k] / kLowScale);
-    }
+      for (int k = 0; k < 2; ++k) {
+        rest[k] = pack_halves(x[k] - low_half(b[k]), y[k] - high_half(b[k]));
+        small[k] = pack_halves(x[k] / kLowScale, y[k] / kLowScale);
+      }
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      multiply(terms[i], tile + 16 * kLanes * i, rest[0], rest[1]);
-      multiply(terms[i], tile + low + 16 * kLanes * i, small[0], small[1]);
+      for (int i = 0; i < kRows; ++i) {
+        multiply(terms[i], tile + 16 * kLanes * i, rest[0], rest[1]);
+        multiply(terms[i], tile + low + 16 * kLanes * i, small[0], small[1]);
+      }
     }
   }
   KVPLAN_DEVICE static void multiply(float (&d)[4], std::uint32_t at, std::uint32_t b0,

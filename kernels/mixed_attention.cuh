@@ -64,7 +64,7 @@ struct StepTable {
 };
 
 // Brings the tiles of one width, which begin at visit.pages.at, of both pages as registers of
-// operand A to visit.tile(a), visit.half(a) and, a tile as two terms, visit.sum(a, b).
+// operand A to visit.tile(a) and visit.half(a).
 template <int Width, class Visit>
 KVPLAN_DEVICE void for_tiles_of(const TileCounts& counts, std::uint32_t tables, Visit& visit) {
   if (!counts.any<Width>()) return;
@@ -83,19 +83,10 @@ KVPLAN_DEVICE void for_tiles_of(const TileCounts& counts, std::uint32_t tables, 
   for (; left > 0; --left) {
     std::uint32_t a[2][8];
     pages.at += kBytes;
-    // A product more costs less than adding the two halves of a table.
-    if constexpr (Width == 4) {
-      std::uint32_t b[2][8];
 #pragma unroll
-      for (int n = 0; n < 2; ++n) tile.terms(w[n], a[n], b[n]);
-      if (left > 1) load();
-      visit.sum(a, b);
-    } else {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) tile.registers(w[n], a[n]);
-      if (left > 1) load();
-      visit.tile(a);
-    }
+    for (int n = 0; n < 2; ++n) tile.registers(w[n], a[n]);
+    load();  // of the next tile; behind the last one there is something else (kReadAhead)
+    visit.tile(a);
   }
   if (!counts.half<Width>()) return;
   const ByteHalfTile<Width> half(table.words);
@@ -133,14 +124,6 @@ struct KeyTiles {
 #pragma unroll
       for (int n = 0; n < 2; ++n) mma_bytes(sums[n][i], a[n][2 * i], a[n][2 * i + 1], q);
   }
-  KVPLAN_DEVICE void sum(const std::uint32_t (&a)[2][8], const std::uint32_t (&b)[2][8]) {
-    const std::uint32_t q = next();
-#pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-        mma_bytes(sums[n][i], a[n][2 * i], a[n][2 * i + 1], b[n][2 * i], b[n][2 * i + 1], q, q);
-  }
   KVPLAN_DEVICE void half(const std::uint32_t (&a)[2][4]) {
     const std::uint32_t q = next();
     // The bytes of coordinates that are not there meet zeros.
@@ -167,17 +150,12 @@ struct ValueTiles {
 
   KVPLAN_DEVICE void tile(const std::uint32_t (&a)[2][8]) {
     int sums[2][4];
-    multiply(sums, a);
-    add<2>(sums);
-  }
-  KVPLAN_DEVICE void sum(const std::uint32_t (&a)[2][8], const std::uint32_t (&b)[2][8]) {
-    int sums[2][4];
-    multiply(sums, a);
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      mma_unsigned(sums[n], b[n][0], b[n][1], b[n][2], b[n][3], p[n][0][0], p[n][1][0]);
-      mma_unsigned(sums[n], b[n][4], b[n][5], b[n][6], b[n][7], p[n][2][0], p[n][3][0]);
-    }
+    for (int n = 0; n < 2; ++n)
+      multiply_unsigned(sums[n], a[n][0], a[n][1], a[n][2], a[n][3], p[n][0][0], p[n][1][0]);
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+      mma_unsigned(sums[n], a[n][4], a[n][5], a[n][6], a[n][7], p[n][2][0], p[n][3][0]);
     add<2>(sums);
   }
   KVPLAN_DEVICE void half(const std::uint32_t (&a)[2][4]) {
@@ -191,14 +169,6 @@ struct ValueTiles {
   }
 
  private:
-  KVPLAN_DEVICE void multiply(int (&sums)[2][4], const std::uint32_t (&a)[2][8]) const {
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-      multiply_unsigned(sums[n], a[n][0], a[n][1], a[n][2], a[n][3], p[n][0][0], p[n][1][0]);
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-      mma_unsigned(sums[n], a[n][4], a[n][5], a[n][6], a[n][7], p[n][2][0], p[n][3][0]);
-  }
   template <int Halves>
   KVPLAN_DEVICE void add(const int (&sums)[2][4]) {
     Output<1> o = *output;
@@ -294,32 +264,22 @@ class MixedPath {
     centre_.add(terms, work_.constant[0] - reference(), [&] { centre_.send_for(page + 2, last); });
 
     const TwoPages rest = feed.wait();
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      float norms[8];
-      read_norms(norms, rest.at + n * rest.distance + key_norms_);
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        float& x = s[n][k / 2][k % 2][0];
-        x = fused(x, norms[k], terms[k / 2][k % 2 * 2 + n]);
-      }
-    }
+    float norms[2][2][8];  // of keys, of values
+    read_norms(norms, rest);
+    for_scores<2, 1>([&](int n, int i, int h, int e) {
+      s[n][i][h][e] = fused(s[n][i][h][e], norms[0][n][2 * i + h], terms[i][2 * h + n]);
+    });
     if (!two || static_cast<unsigned>(page - plain_from_) >= plain_pairs_) [[unlikely]]
       cap_and_mask(s, page, two ? 2 * quant::kPageTokens : quant::kPageTokens);
     follow(s);
     exponentiate<2, 1>(s, r_);
 
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      float norms[8];
-      read_norms(norms, rest.at + n * rest.distance + value_norms_);
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        float& x = s[n][k / 2][k % 2][0];
-        x *= norms[k];
-        r_.norms[0] += x;
-      }
-    }
+    float sums[kRows] = {};
+    for_scores<2, 1>([&](int n, int i, int h, int e) {
+      s[n][i][h][e] *= norms[1][n][2 * i + h];
+      sums[i] += s[n][i][h][e];
+    });
+    r_.norms[0] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
     float factor[1], unit[1];
     measure_weights<2, 1>(s, kTopByteWeight, factor, unit);
     ByteWeights<2, 1> p;
@@ -329,12 +289,19 @@ class MixedPath {
     feed.done();
   }
 
-  // Norms of the lane's tokens.
-  KVPLAN_DEVICE void read_norms(float (&x)[8], std::uint32_t at) const {
-    if (log_norms_)
-      load_log_norms(x, at);
-    else
-      load_half_norms(x, at);
+  // Norms of the lane's tokens: those of keys, those of values.
+  KVPLAN_DEVICE void read_norms(float (&x)[2][2][8], const TwoPages& rest) const {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const std::uint32_t at = rest.at + n * rest.distance;
+      if (log_norms_) {
+        load_log_norms(x[0][n], at + key_norms_);
+        load_log_norms(x[1][n], at + value_norms_);
+      } else {
+        load_half_norms(x[0][n], at + key_norms_);
+        load_half_norms(x[1][n], at + value_norms_);
+      }
+    }
   }
 
   KVPLAN_DEVICE void cap_and_mask(PageScores& s, int page, int tokens) const {

@@ -237,9 +237,11 @@ class PairFeed {
     sync_warp();
     if (lane() == 0) *list_ = list;
     sync_warp();
-    const int fit = static_cast<int>(ring_bytes_ / (2 * (list.key_bytes + list.rest_bytes)));
+    count_ = list.count;
+    key_bytes_ = list.key_bytes, rest_bytes_ = list.rest_bytes;
+    const int fit = static_cast<int>(ring_bytes_ / (2 * (key_bytes_ + rest_bytes_)));
     slot_count_ = 2 * fit < kMostSlots ? 2 * fit : kMostSlots;
-    taken_ = issued_ = 0;
+    taken_ = page_ = sent_ = 0;
     window_.look_at(list, 0);
 #pragma unroll 1
     for (int slot = 0; slot < slot_count_; ++slot) issue(slot);
@@ -249,43 +251,51 @@ class PairFeed {
     const int slot = taken_;
     wait_copy(barriers_ + 8 * slot, parities_ >> slot & 1);
     parities_ ^= 1u << slot;
-    const bool two = (issued_ - slot_count_) / 2 * 2 + 1 < list_->count;
-    return {slots_ + offset(slot), two ? bytes(slot) : 0};
+    return {slots_ + offset(slot), page_ + 1 < count_ ? bytes(slot) : 0};
   }
   /// It is no longer needed.
   KVPLAN_DEVICE void done() {
     sync_warp();
     issue(taken_);
+    page_ += 2 * (taken_ % 2);
     taken_ = taken_ + 1 < slot_count_ ? taken_ + 1 : 0;
   }
 
  private:
   // Of a page, in even slots keys, in odd ones what follows.
   KVPLAN_DEVICE std::uint32_t bytes(int slot) const {
-    return slot % 2 == 0 ? list_->key_bytes : list_->rest_bytes;
+    return slot % 2 == 0 ? key_bytes_ : rest_bytes_;
   }
   KVPLAN_DEVICE std::uint32_t offset(int slot) const {
-    return static_cast<std::uint32_t>(slot / 2) * 2 * (list_->key_bytes + list_->rest_bytes) +
-           (slot % 2 == 0 ? 0 : 2 * list_->key_bytes);
+    const auto pages = static_cast<std::uint32_t>(slot / 2 * 2);
+    return pages * (key_bytes_ + rest_bytes_) + (slot % 2 == 0 ? 0 : 2 * key_bytes_);
   }
   KVPLAN_DEVICE void issue(int slot) {
-    const int page = issued_++ / 2 * 2, left = list_->count - page;
-    if (left <= 0) return;
-    const std::uint32_t size = bytes(slot), to = slots_ + offset(slot);
-    const std::uint32_t barrier = barriers_ + 8 * slot,
-                        skipped = slot % 2 == 0 ? 0 : list_->key_bytes;
-    copy_async(to, window_.page(*list_, page) + skipped, size, barrier);
-    if (left > 1) copy_async(to + size, window_.page(*list_, page + 1) + skipped, size, barrier);
-    end_batch(barrier, left > 1 ? 2 * size : size);
+    if (sent_ >= count_) return;
+    const bool keys = slot % 2 == 0, two = sent_ + 1 < count_;
+    if (keys) {
+      from_[0] = window_.page(*list_, sent_);
+      if (two) from_[1] = window_.page(*list_, sent_ + 1);
+    }
+    const std::uint32_t size = bytes(slot), to = slots_ + offset(slot),
+                        barrier = barriers_ + 8 * slot;
+    const std::uint32_t skipped = keys ? 0 : key_bytes_;
+    copy_async(to, from_[0] + skipped, size, barrier);
+    if (two) copy_async(to + size, from_[1] + skipped, size, barrier);
+    end_batch(barrier, two ? 2 * size : size);
+    if (!keys) sent_ += 2;
   }
 
   PageList* list_;
   std::uint32_t barriers_, slots_, ring_bytes_;
+  std::uint32_t key_bytes_ = 0, rest_bytes_ = 0;
   int slot_count_ = 0;
   int taken_ = 0;               // slot of the half that is awaited next or at work
   std::uint32_t parities_ = 0;  // bit i: of the batch that slot i awaits next
-  int issued_ = 0;              // halves of the list
+  int count_ = 0;               // pages of the list
+  int page_ = 0, sent_ = 0;     // at work, copied next
   BlockWindow window_;
+  const std::byte* from_[2] = {};  // pages whose keys were copied last
 };
 
 }  // namespace kvplan::kernels

@@ -18,6 +18,9 @@ struct alignas(16) TileTables {
   std::uint32_t words[2][20];  // of keys, of values
 };
 
+/// Bytes of the largest tile of a page: so far behind a half of a page tiles are read ahead.
+inline constexpr std::size_t kReadAhead = 1024;
+
 /// Between the phases of two pages, so that both can be read at once from shared memory.
 inline constexpr int kPhaseGap = 32;
 
