@@ -101,7 +101,7 @@ KVPLAN_DEVICE void for_tiles_of(const TileCounts& counts, std::uint32_t tables, 
 
 // All tiles of a side of two pages: they come in descending width.
 template <class Visit>
-KVPLAN_DEVICE void for_tiles(const TileCounts& counts, std::uint32_t tables, Visit visit) {
+KVPLAN_DEVICE void for_tiles(const TileCounts& counts, std::uint32_t tables, Visit& visit) {
   for_tiles_of<8>(counts, tables, visit);
   for_tiles_of<6>(counts, tables, visit);
   for_tiles_of<5>(counts, tables, visit);
@@ -141,43 +141,42 @@ struct KeyTiles {
   }
 };
 
-// Outputs += (values . weights) * unit.
+// Outputs += (values . weights) * unit. The sums of a tile are added while the next one is at work.
 struct ValueTiles {
   TwoPages pages;
   Output<1>* output;  // of the lane
   const ByteWeights<2, 1>& p;
   float unit;
+  int sums[2][4] = {};
+  Output<1>* of_sums = output;
 
   KVPLAN_DEVICE void tile(const std::uint32_t (&a)[2][8]) {
-    int sums[2][4];
+    add();
 #pragma unroll
     for (int n = 0; n < 2; ++n)
       multiply_unsigned(sums[n], a[n][0], a[n][1], a[n][2], a[n][3], p[n][0][0], p[n][1][0]);
 #pragma unroll
     for (int n = 0; n < 2; ++n)
       mma_unsigned(sums[n], a[n][4], a[n][5], a[n][6], a[n][7], p[n][2][0], p[n][3][0]);
-    add<2>(sums);
   }
   KVPLAN_DEVICE void half(const std::uint32_t (&a)[2][4]) {
-    int sums[2][4];
+    add();
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       multiply_unsigned(sums[n], a[n][0], 0, a[n][1], 0, p[n][0][0], p[n][1][0]);
       mma_unsigned(sums[n], a[n][2], 0, a[n][3], 0, p[n][2][0], p[n][3][0]);
     }
-    add<1>(sums);
   }
-
- private:
-  template <int Halves>
-  KVPLAN_DEVICE void add(const int (&sums)[2][4]) {
-    Output<1> o = *output;
+  /// Adds what is left.
+  KVPLAN_DEVICE void add() {
+    Output<1> o = *of_sums;
 #pragma unroll
-    for (int h = 0; h < Halves; ++h)
+    for (int h = 0; h < 2; ++h)
       o.x[h] =
           fused(digits(sums[0][2 * h] + sums[1][2 * h], sums[0][2 * h + 1] + sums[1][2 * h + 1]),
                 unit, o.x[h]);
-    *output = o;
+    *of_sums = o;
+    of_sums = output;
     output += kLanes;
   }
 };
@@ -253,7 +252,8 @@ class MixedPath {
     const TwoPages keys = feed.wait();
     {
       int sums[2][kRows][4] = {};
-      for_tiles(keys_, tables_, KeyTiles{keys, query_, sums});
+      KeyTiles tiles{keys, query_, sums};
+      for_tiles(keys_, tables_, tiles);
       for_scores<2, 1>([&](int n, int i, int h, int e) {
         s[n][i][h][e] =
             fused(digits(sums[n][i][2 * h], sums[n][i][2 * h + 1]), work_.unit[0], work_.bias[0]);
@@ -284,8 +284,9 @@ class MixedPath {
     measure_weights<2, 1>(s, kTopByteWeight, factor, unit);
     ByteWeights<2, 1> p;
     make_byte_weights<2, 1>(p, s, factor);
-    for_tiles(values_, tables_ + sizeof(TileTables::words[0]),
-              ValueTiles{rest, work_.output + lane(), p, unit[0]});
+    ValueTiles tiles{rest, work_.output + lane(), p, unit[0]};
+    for_tiles(values_, tables_ + sizeof(TileTables::words[0]), tiles);
+    tiles.add();
     feed.done();
   }
 
