@@ -44,12 +44,12 @@ class SharedSpace {
 
 std::size_t rounded(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
 
-/// Its parts, one after the other.
+/// Its parts, one after the other, aligned to 16 bytes.
 class Record {
  public:
   std::int32_t take(std::size_t bytes) {
     const std::size_t at = end_;
-    end_ += rounded(bytes);
+    end_ += (bytes + 15) / 16 * 16;
     return static_cast<std::int32_t>(at);
   }
   std::int32_t end() const { return static_cast<std::int32_t>(end_); }
@@ -66,7 +66,7 @@ constexpr std::size_t kMostPieceBytes = 28 * 1024;
 
 // Instructions of a warp on a tile (keys and values together, halved), as compiled for sm_90a.
 std::uint32_t tile_instructions(const quant::TileRun& run) {
-  constexpr std::uint32_t kBytes[] = {0, 28, 29, 36, 44, 71, 126, 0, 25};
+  constexpr std::uint32_t kBytes[] = {0, 28, 28, 36, 52, 69, 120, 0, 26};
   constexpr std::uint32_t kTables[] = {0, 0, 95, 70, 65, 135, 135, 135, 125};
   if (run.code == quant::TileCode::kHalf) return run.half != 0 ? 70 : 30;
   const std::uint32_t full = (run.code == quant::TileCode::kBytes ? kBytes : kTables)[run.width];
@@ -112,7 +112,7 @@ bool has_only_bytes(const quant::LayerFormat& format) {
   return true;
 }
 
-WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
+WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps, int unit_pages) {
   constexpr std::uint32_t kPage = 330, kRun = 10, kChunk = 400;
   const std::uint32_t rotary_step = has_only_bytes(format) ? 14 : 40;
   if (format.heads.size() > kMaxKvHeads)
@@ -125,6 +125,7 @@ WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
     for (const quant::SideLayout* side : {&head.k, &head.v})
       for (int i = 0; i < side->run_count + side->outlier_runs; ++i)
         sum += kRun + tile_instructions(side->runs[i]) * side->runs[i].tiles;
+    sum *= static_cast<std::uint32_t>(unit_pages);
   }
   // In units that leave room for long lines in 32 bits.
   const std::uint32_t most = std::max(*std::ranges::max_element(instructions), kChunk);
