@@ -21,17 +21,17 @@
 namespace kvplan::kernels {
 namespace {
 
-// Units of two pages only where they pay (decode_shape): one block of columns, only bytes.
-constexpr DecodeKernel kernels[] = {
-    decode_kernel<RunsPath<2, 1, true>>,  decode_kernel<RunsPath<1, 1, true>>,
-    decode_kernel<RunsPath<1, 2, true>>,  decode_kernel<RunsPath<1, 1, false>>,
-    decode_kernel<RunsPath<1, 2, false>>, decode_kernel<MixedPath>};
+// Of layers that are neither uniform nor mixed: [not only bytes][five to eight columns].
+constexpr DecodeKernel of_runs[2][2] = {
+    {decode_kernel<RunsPath<1, 1, true>>, decode_kernel<RunsPath<1, 2, true>>},
+    {decode_kernel<RunsPath<1, 1, false>>, decode_kernel<RunsPath<1, 2, false>>}};
+constexpr DecodeKernel kernels[] = {of_runs[0][0], of_runs[0][1], of_runs[1][0], of_runs[1][1],
+                                    decode_kernel<MixedPath>};
 
 DecodeKernel kernel_of(const LayerView& layer, int columns) {
   if (layer.uniform >= 0) return uniform_kernel(layer.uniform);
-  if (layer.mixed) return kernels[5];
-  if (layer.unit_pages == 2) return kernels[0];
-  return kernels[(layer.only_bytes ? 1 : 3) + (columns <= kColumns / 2 ? 0 : 1)];
+  if (layer.mixed) return decode_kernel<MixedPath>;
+  return of_runs[layer.only_bytes ? 0 : 1][columns <= kColumns / 2 ? 0 : 1];
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #pragma once
 // The decode kernel around a path, which is how a warp attends to the packed pages of one segment.
-// A path has kPages (of a unit), kBlocks (of four columns), a Feed (page_feed.cuh) and
+// A path has kPages (of a unit), kBlocks (of four columns), kWarps (at most), a Feed
+// (page_feed.cuh) and
 //   attend(view, work, feed, running, first page, pages).
 // Private to the decode kernels.
 
@@ -256,7 +257,7 @@ class Kept {
 };
 
 template <class Path>
-__global__ void __launch_bounds__(kDecodeWarps* kLanes, 1) decode_kernel(const AttentionView v) {
+__global__ void __launch_bounds__(Path::kWarps* kLanes, 1) decode_kernel(const AttentionView v) {
   using Feed = typename Path::Feed;
   const BlockMemory<Path::kBlocks> memory(v);
   Worker<Path> worker(v, memory);

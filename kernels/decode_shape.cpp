@@ -44,12 +44,12 @@ class SharedSpace {
 
 std::size_t rounded(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
 
-/// Its parts, one after the other.
+/// Its parts, one after the other, aligned to 16 bytes.
 class Record {
  public:
   std::int32_t take(std::size_t bytes) {
     const std::size_t at = end_;
-    end_ += rounded(bytes);
+    end_ += (bytes + 15) / 16 * 16;
     return static_cast<std::int32_t>(at);
   }
   std::int32_t end() const { return static_cast<std::int32_t>(end_); }
@@ -66,7 +66,7 @@ constexpr std::size_t kMostPieceBytes = 28 * 1024;
 
 // Instructions of a warp on a tile (keys and values together, halved), as compiled for sm_90a.
 std::uint32_t tile_instructions(const quant::TileRun& run) {
-  constexpr std::uint32_t kBytes[] = {0, 28, 29, 36, 44, 71, 126, 0, 25};
+  constexpr std::uint32_t kBytes[] = {0, 28, 28, 36, 52, 69, 120, 0, 26};
   constexpr std::uint32_t kTables[] = {0, 0, 95, 70, 65, 135, 135, 135, 125};
   if (run.code == quant::TileCode::kHalf) return run.half != 0 ? 70 : 30;
   const std::uint32_t full = (run.code == quant::TileCode::kBytes ? kBytes : kTables)[run.width];
@@ -94,9 +94,8 @@ int uniform_kind(const quant::LayerFormat& format, int phase_steps, int columns)
 }
 
 /// Whether MixedPath attends to a layer.
-bool is_mixed(const quant::LayerFormat& format, int phase_steps, int columns) {
-  if (columns > kColumns / 2 || phase_steps > kMaxMixedSteps || !has_only_bytes(format))
-    return false;
+bool is_mixed(const quant::LayerFormat& format, int columns) {
+  if (columns > kColumns / 2 || !has_only_bytes(format)) return false;
   const int norm_bytes = format.heads.front().k.norm_bytes;
   return norm_bytes > 0 && std::ranges::all_of(format.heads, [&](const quant::HeadLayout& head) {
            return head.k.norm_bytes == norm_bytes && head.v.norm_bytes == norm_bytes;
@@ -113,7 +112,7 @@ bool has_only_bytes(const quant::LayerFormat& format) {
   return true;
 }
 
-WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
+WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps, int unit_pages) {
   constexpr std::uint32_t kPage = 330, kRun = 10, kChunk = 600, kStart = 900;
   const std::uint32_t rotary_step = has_only_bytes(format) ? 14 : 40;
   if (format.heads.size() > kMaxKvHeads)
@@ -126,6 +125,7 @@ WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
     for (const quant::SideLayout* side : {&head.k, &head.v})
       for (int i = 0; i < side->run_count + side->outlier_runs; ++i)
         sum += kRun + tile_instructions(side->runs[i]) * side->runs[i].tiles;
+    sum *= static_cast<std::uint32_t>(unit_pages);
   }
   // In units that leave room for long lines in 32 bits.
   const std::uint32_t most = std::max(*std::ranges::max_element(instructions), kChunk);
@@ -199,7 +199,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   shape.shared.state_offset = warp.take(sizeof(WarpState));
   shape.shared.list_offset = warp.take(kPageListBytes);
   shape.uniform = uniform_kind(format, phase_steps, columns);
-  shape.mixed = shape.uniform < 0 && is_mixed(format, phase_steps, columns);
+  shape.mixed = shape.uniform < 0 && is_mixed(format, columns);
   shape.shared.mixed_offset = warp.take(shape.mixed ? mixed_bytes(phase_steps) : 0);
   shape.shared.barriers_offset = warp.take(kMostSlots * kBarrierBytes);
   shape.shared.warp_bytes = warp.end();
@@ -232,7 +232,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     const std::int64_t at[] = {
         with.take(static_cast<std::size_t>(pieces * shape.shared.piece_bytes), 128),
         with.take(all(static_cast<std::size_t>(shape.shared.warp_bytes)), 128),
-        with.take(outputs, 128), with.take(feeds, 128)};
+        with.take(outputs, 128), with.take(feeds + (shape.mixed ? kReadAhead : 0), 128)};
     for (const std::int64_t address : at)
       if (address < 0) return false;
     shape.shared.most_pieces = pieces;
@@ -248,12 +248,16 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   };
 
   if (shape.mixed) {
-    // A half of a page at work and one on its way; of most heads halves are smaller, and more.
-    for (int warps = kDecodeWarps; warps > 0; --warps)
+    // Two pages: a half at work and one on its way; of most heads pages are smaller, and more.
+    std::size_t pages = 0;
+    for (const quant::HeadLayout& head : format.heads)
+      pages = std::max(pages, std::size_t{2} * head.page_bytes);
+    for (int warps = kMixedWarps; warps >= kMixedWarps / 2; --warps)
       for (std::size_t ring = kMaxShared / static_cast<std::size_t>(warps) / 128 * 128;
-           ring >= 2 * slot; ring -= 128)
+           ring >= pages; ring -= 128)
         if (place(warps, ring)) {
           shape.shared.ring_bytes = static_cast<std::int32_t>(ring);
+          shape.unit_pages = 2;
           return shape;
         }
     shape.mixed = false;
@@ -267,16 +271,8 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
         }
     shape.uniform = -1;
   }
-  // Units of two pages hide more latency and share more work, but must leave room for all warps.
-  const std::size_t page_slots = 2 * slot + frequencies * sizeof(float2);
-  for (const int pages : {2, 1}) {
-    if (pages == 2 && (columns > kColumns / 2 || !has_only_bytes(format))) continue;
-    for (int warps = kDecodeWarps; warps > (pages == 2 ? kDecodeWarps - 1 : 0); --warps) {
-      if (!place(warps, rounded(static_cast<std::size_t>(pages) * page_slots))) continue;
-      shape.unit_pages = pages;
-      return shape;
-    }
-  }
+  for (int warps = kDecodeWarps; warps > 0; --warps)
+    if (place(warps, rounded(2 * slot + frequencies * sizeof(float2)))) return shape;
   throw InternalError("no warp of the decode kernel fits into shared memory at head_dim " +
                       std::to_string(head_dim));
 }

@@ -10,104 +10,104 @@
 namespace kvplan::kernels {
 
 // For t = t_p + j the sum over frequencies f is cos(w_f j) x_f + sin(w_f j) y_f with (x, y) the
-// coefficients turned to the page's first position. A lane keeps those that it brings to operand B:
-// matrix column 2c has column c of a page, 2c + 1 the same of the page after. They turn by two
-// pages at a time, and now and then are taken anew so that roundings do not add up.
+// coefficients turned to the page's first position. Matrix column 2c of operand B has column c of a
+// page, 2c + 1 the same of the page after. The phases of two pages are copied to shared memory
+// while the two before are at work.
 class KeyCentre {
  public:
-  static constexpr int kFreshPages = 64;
-
-  KVPLAN_DEVICE KeyCentre(const AttentionView& v, const Work<1>& work, std::uint32_t turns)
-      : v_(v),
-        work_(work),
-        tile_(static_cast<std::uint32_t>(v.layer.shared.rotary_tile) + 16 * lane()),
-        low_tile_(static_cast<std::uint32_t>(v.layer.shared.rotary_tile_low) + 16 * lane()),
-        turns_(turns + 16 * (lane() & 3)) {}
-
-  /// Angles of two pages, to `turns` in shared memory; the sequence has at least three pages.
-  KVPLAN_DEVICE static void write_turns(const AttentionView& v, float2* turns) {
-    const int frequencies = 8 * v.layer.phase_steps;
-    const float2* const phase = v.layer.page_phase;
-    for (int f = lane(); f < frequencies; f += kLanes) {
-      const float2 from = phase[f], to = phase[2 * frequencies + f];
-      turns[f / 8 * 8 + f % 4 * 2 + f / 4 % 2] = {fused(to.x, from.x, to.y * from.y),
-                                                  fused(to.y, from.x, -(to.x * from.y))};
-    }
+  /// `phases`: the warp's PhasePair in shared memory.
+  KVPLAN_DEVICE KeyCentre(const AttentionView& v, const Work<1>& work, std::byte* phases)
+      : v_(v), phases_(phases), centre_(shared_address(work.centre + (lane() & 3) * 4)) {
+    centre_ += 8 * static_cast<std::uint32_t>(lane() >> 3);
   }
 
-  /// Coefficients at page `page` of the sequence and the one after, up to `last`.
-  KVPLAN_DEVICE void look_at(int page, int last) {
-    const int steps = v_.layer.phase_steps, g = lane() >> 2, t = lane() & 3;
-    const int mine = g % 2 == 0 || page == last ? page : page + 1;
-    const float2* const phase = v_.layer.page_phase + std::int64_t{mine} * 8 * steps + t;
-    const float2* const centre = work_.centre + 4 * t + g / 2;
-#pragma unroll
-    for (int s = 0; s < kMaxMixedSteps; ++s)
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        if (s >= steps) continue;
-        const float2 z = centre[4 * (8 * s + 4 * k)], at = phase[8 * s + 4 * k];
-        x_[s][k] = fused(z.x, at.x, -z.y * at.y);
-        y_[s][k] = -fused(z.x, at.y, z.y * at.x);
-      }
+  /// Sends for the phases of page `page` of the sequence and the one after, if they are no later
+  /// than `last`.
+  KVPLAN_DEVICE void send_for(int page, int last) {
+    const int quads = 4 * v_.layer.phase_steps;  // of a page
+    const int end = (last - page + 1) * quads;
+    const auto* const from = reinterpret_cast<const uint4*>(v_.layer.page_phase) +
+                             static_cast<std::int64_t>(page) * quads;
+    for (int i = lane(); i < 2 * quads && i < end; i += kLanes)
+      copy_16(phases_ + 16 * i + (i < quads ? 0 : kPhaseGap), from + i);
+    end_group();
   }
 
-  /// terms[i][2 h + n] = start + q . R_t mu of token 16 i + 8 h + g of page n; on to the next two.
-  KVPLAN_DEVICE void next(float (&terms)[kRows][4], float start) {
+  /// terms[i][2 h + n] = start + q . R_t mu of token 16 i + 8 h + g of page n. Calls between()
+  /// when the phases are no longer needed.
+  template <class Between>
+  KVPLAN_DEVICE void add(float (&terms)[kRows][4], float start, Between between) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
       for (int k = 0; k < 4; ++k) terms[i][k] = start;
     const int steps = v_.layer.phase_steps;
-    if (steps == kMaxMixedSteps && v_.layer.shared.rotary_tile_low == 0) {
-#pragma unroll
-      for (int s = 0; s < kMaxMixedSteps; ++s) add_step<false>(terms, s);
-    } else {
-#pragma unroll
-      for (int s = 0; s < kMaxMixedSteps; ++s)
-        if (s < steps) add_step<true>(terms, s);
-    }
+    wait_groups<0>();
+    sync_warp();
+    const int g = lane() >> 2, t = lane() & 3;
+    std::uint32_t phase = shared_address(phases_) + 8 * static_cast<std::uint32_t>(t);
+    if (g % 2 == 1) phase += 64 * static_cast<std::uint32_t>(steps) + kPhaseGap;
+    std::uint32_t centre = centre_;
+    std::uint32_t tile = static_cast<std::uint32_t>(v_.layer.shared.rotary_tile) +
+                         16 * static_cast<std::uint32_t>(lane());
+    const std::uint32_t low =
+        static_cast<std::uint32_t>(v_.layer.shared.rotary_tile_low - v_.layer.shared.rotary_tile);
+    const auto add_steps = [&]<bool Split>() {
+#pragma unroll(Split ? 1 : 4)
+      for (int s = 0; s < steps; ++s) {
+        add_step<Split>(terms, phase, centre, tile, low);
+        phase += 64, centre += 8 * 4 * 8, tile += kRows * 16 * kLanes;
+      }
+    };
+    if (v_.layer.shared.rotary_tile_low == 0)
+      add_steps.template operator()<false>();
+    else
+      add_steps.template operator()<true>();
+    sync_warp();
+    between();
   }
 
  private:
-  template <bool MaySplit>
-  KVPLAN_DEVICE void add_step(float (&terms)[kRows][4], int s) {
-    std::uint32_t b[2], rest[2] = {}, small[2] = {};
-    const bool split = MaySplit && v_.layer.shared.rotary_tile_low != 0;
+  template <bool Split>
+  KVPLAN_DEVICE static void add_step(float (&terms)[kRows][4], std::uint32_t phase,
+                                     std::uint32_t centre, std::uint32_t tile, std::uint32_t low) {
+    float x[2], y[2];
+    std::uint32_t b[2];
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      b[k] = pack_halves(x_[s][k], y_[s][k]);
-      if (split) {
-        rest[k] = pack_halves(x_[s][k] - low_half(b[k]), y_[s][k] - high_half(b[k]));
-        small[k] = pack_halves(x_[s][k] / kLowScale, y_[s][k] / kLowScale);
+      const uint2 turn = load_shared2(phase + 32 * k), z = load_shared2(centre + 128 * k);
+      const float cosine = float_of_bits(turn.x), sine = float_of_bits(turn.y);
+      const float zx = float_of_bits(z.x), zy = float_of_bits(z.y);
+      x[k] = fused(zx, cosine, -zy * sine);
+      y[k] = fused(zx, -sine, -zy * cosine);
+      b[k] = pack_halves(x[k], y[k]);
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) multiply(terms[i], tile + 16 * kLanes * i, b[0], b[1]);
+    if constexpr (Split) {
+      std::uint32_t rest[2], small[2];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        rest[k] = pack_halves(x[k] - low_half(b[k]), y[k] - high_half(b[k]));
+        small[k] = pack_halves(x[k] / kLowScale, y[k] / kLowScale);
+      }
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        multiply(terms[i], tile + 16 * kLanes * i, rest[0], rest[1]);
+        multiply(terms[i], tile + low + 16 * kLanes * i, small[0], small[1]);
       }
     }
-    const uint4 turns = load_shared4(turns_ + 64 * static_cast<std::uint32_t>(s));
-    turn(s, 0, float_of_bits(turns.x), float_of_bits(turns.y));
-    turn(s, 1, float_of_bits(turns.z), float_of_bits(turns.w));
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const std::uint32_t at = static_cast<std::uint32_t>(s * kRows + i) * 16 * kLanes;
-      const uint4 w = load_shared4(tile_ + at);
-      const std::uint32_t a[4] = {w.x, w.y, w.z, w.w};
-      mma(terms[i], a, b[0], b[1]);
-      if (!split) continue;
-      const uint4 lw = load_shared4(low_tile_ + at);
-      const std::uint32_t low[4] = {lw.x, lw.y, lw.z, lw.w};
-      mma(terms[i], a, rest[0], rest[1]);
-      mma(terms[i], low, small[0], small[1]);
-    }
   }
-  KVPLAN_DEVICE void turn(int s, int k, float cosine, float sine) {
-    const float x = x_[s][k], y = y_[s][k];
-    x_[s][k] = fused(sine, y, cosine * x);
-    y_[s][k] = fused(-sine, x, cosine * y);
+  KVPLAN_DEVICE static void multiply(float (&d)[4], std::uint32_t at, std::uint32_t b0,
+                                     std::uint32_t b1) {
+    const uint4 w = load_shared4(at);
+    const std::uint32_t a[4] = {w.x, w.y, w.z, w.w};
+    mma(d, a, b0, b1);
   }
 
   const AttentionView& v_;
-  const Work<1>& work_;
-  std::uint32_t tile_, low_tile_, turns_;
-  float x_[kMaxMixedSteps][2], y_[kMaxMixedSteps][2];
+  std::byte* phases_;
+  std::uint32_t centre_;  // of the lane in Work::centre
 };
 
 }  // namespace kvplan::kernels

@@ -217,11 +217,17 @@ class HalfFeed {
 /// x, the same in all lanes, such that the compiler knows: then branches need no bookkeeping.
 KVPLAN_DEVICE std::uint32_t uniform(std::uint32_t x) { return ballot((x >> lane() & 1) != 0); }
 
-// Halves of single pages, keys and values of one page after the other, through a ring of slots as
-// large as the list's pages need. Otherwise as PageFeed, but without phases.
-class RingFeed {
+// A half of two pages in shared memory.
+struct TwoPages {
+  std::uint32_t at, distance;  // of the first page; how far behind it that of the second is
+};
+
+// Halves of two pages at a time, keys and then values, through a ring of slots that are as large as
+// the list's pages need. A page that is left alone is its own neighbour. Otherwise as PageFeed, but
+// without phases.
+class PairFeed {
  public:
-  KVPLAN_DEVICE RingFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
+  KVPLAN_DEVICE PairFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
                          const SharedMap& map)
       : list_(list),
         barriers_(barriers),
@@ -237,58 +243,65 @@ class RingFeed {
     sync_warp();
     if (lane() == 0) *list_ = list;
     sync_warp();
+    count_ = list.count;
     key_bytes_ = list.key_bytes, rest_bytes_ = list.rest_bytes;
-    slot_bytes_ = key_bytes_ > rest_bytes_ ? key_bytes_ : rest_bytes_;
-    const auto fit = static_cast<int>(ring_bytes_ / slot_bytes_);
-    slot_count_ = fit < kMostSlots ? fit : kMostSlots;
-    free_ = taken_ = 0;
-    left_ = 2 * list.count;
-    blocks_ = list.blocks;
-    from_ = list.pages + static_cast<std::uint64_t>(*blocks_) * list.block_bytes;
+    const int fit = static_cast<int>(ring_bytes_ / (2 * (key_bytes_ + rest_bytes_)));
+    slot_count_ = 2 * fit < kMostSlots ? 2 * fit : kMostSlots;
+    taken_ = page_ = sent_ = 0;
+    window_.look_at(list, 0);
 #pragma unroll 1
-    for (int slot = 0; slot < slot_count_; ++slot) issue();
+    for (int slot = 0; slot < slot_count_; ++slot) issue(slot);
   }
-  /// Address of the next half, once it is there.
-  KVPLAN_DEVICE std::uint32_t wait() {
+  /// The next half, once it is there.
+  KVPLAN_DEVICE TwoPages wait() {
     const int slot = taken_;
     wait_copy(barriers_ + 8 * slot, parities_ >> slot & 1);
     parities_ ^= 1u << slot;
-    taken_ = slot + 1 < slot_count_ ? slot + 1 : 0;
-    return slots_ + static_cast<std::uint32_t>(slot) * slot_bytes_;
+    return {slots_ + offset(slot), page_ + 1 < count_ ? bytes(slot) : 0};
   }
-  /// The half is no longer needed.
+  /// It is no longer needed.
   KVPLAN_DEVICE void done() {
     sync_warp();
-    issue();
+    issue(taken_);
+    page_ += 2 * (taken_ % 2);
+    taken_ = taken_ + 1 < slot_count_ ? taken_ + 1 : 0;
   }
 
  private:
-  KVPLAN_DEVICE void issue() {
-    if (left_ == 0) return;
-    const bool keys = left_ % 2 == 0;
-    const std::uint32_t bytes = keys ? key_bytes_ : rest_bytes_, barrier = barriers_ + 8 * free_;
-    copy_async(slots_ + static_cast<std::uint32_t>(free_) * slot_bytes_, from_, bytes, barrier);
-    end_batch(barrier, bytes);
-    free_ = free_ + 1 < slot_count_ ? free_ + 1 : 0;
-    --left_;
+  // Of a page, in even slots keys, in odd ones what follows.
+  KVPLAN_DEVICE std::uint32_t bytes(int slot) const {
+    return slot % 2 == 0 ? key_bytes_ : rest_bytes_;
+  }
+  KVPLAN_DEVICE std::uint32_t offset(int slot) const {
+    const auto pages = static_cast<std::uint32_t>(slot / 2 * 2);
+    return pages * (key_bytes_ + rest_bytes_) + (slot % 2 == 0 ? 0 : 2 * key_bytes_);
+  }
+  KVPLAN_DEVICE void issue(int slot) {
+    if (sent_ >= count_) return;
+    const bool keys = slot % 2 == 0, two = sent_ + 1 < count_;
     if (keys) {
-      from_ += key_bytes_;
-      if (left_ > 1) next_block_ = *++blocks_;
-    } else {
-      from_ = list_->pages + static_cast<std::uint64_t>(next_block_) * list_->block_bytes;
+      from_[0] = window_.page(*list_, sent_);
+      if (two) from_[1] = window_.page(*list_, sent_ + 1);
     }
+    const std::uint32_t size = bytes(slot), to = slots_ + offset(slot),
+                        barrier = barriers_ + 8 * slot;
+    const std::uint32_t skipped = keys ? 0 : key_bytes_;
+    copy_async(to, from_[0] + skipped, size, barrier);
+    if (two) copy_async(to + size, from_[1] + skipped, size, barrier);
+    end_batch(barrier, two ? 2 * size : size);
+    if (!keys) sent_ += 2;
   }
 
   PageList* list_;
   std::uint32_t barriers_, slots_, ring_bytes_;
-  std::uint32_t key_bytes_ = 0, rest_bytes_ = 0, slot_bytes_ = 0;
+  std::uint32_t key_bytes_ = 0, rest_bytes_ = 0;
   int slot_count_ = 0;
-  int free_ = 0, taken_ = 0;              // slot of the half that is copied, awaited next
-  std::uint32_t parities_ = 0;            // bit i: of the batch that slot i awaits next
-  int left_ = 0;                          // halves of the list that are not copied yet
-  const std::byte* from_ = nullptr;       // of the next of them
-  const std::int32_t* blocks_ = nullptr;  // of the page whose keys were copied last
-  int next_block_ = 0;                    // of the one after
+  int taken_ = 0;               // slot of the half that is awaited next or at work
+  std::uint32_t parities_ = 0;  // bit i: of the batch that slot i awaits next
+  int count_ = 0;               // pages of the list
+  int page_ = 0, sent_ = 0;     // at work, copied next
+  BlockWindow window_;
+  const std::byte* from_[2] = {};  // pages whose keys were copied last
 };
 
 }  // namespace kvplan::kernels

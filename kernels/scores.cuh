@@ -55,7 +55,7 @@ struct alignas(8 * Blocks) Output {
 // What a warp knows of the piece that it works on.
 template <int Blocks>
 struct Work {
-  std::byte* tables = nullptr;  // MixedPath: TileTables and turns
+  std::byte* tables = nullptr;  // MixedPath: TileTables and phases
   const uint2* query = nullptr;
   Output<Blocks>* output = nullptr;
   const RunEntry* runs = nullptr;  // of a page: keys, outliers of keys, values, outliers of values
@@ -218,10 +218,17 @@ KVPLAN_DEVICE void scale_output(const Work<Blocks>& work, int tiles,
 
 template <int Pages, int Blocks>
 KVPLAN_DEVICE void largest(const Scores<Pages, Blocks>& s, float (&top)[Blocks]) {
+  // Rows side by side.
+  float tops[kRows][Blocks];
 #pragma unroll
-  for (int e = 0; e < Blocks; ++e) top[e] = s[0][0][0][e];
+  for (int i = 0; i < kRows; ++i)
+#pragma unroll
+    for (int e = 0; e < Blocks; ++e) tops[i][e] = s[0][i][0][e];
   for_scores<Pages, Blocks>(
-      [&](int n, int i, int h, int e) { top[e] = fmaxf(top[e], s[n][i][h][e]); });
+      [&](int n, int i, int h, int e) { tops[i][e] = fmaxf(tops[i][e], s[n][i][h][e]); });
+#pragma unroll
+  for (int e = 0; e < Blocks; ++e)
+    top[e] = fmaxf(fmaxf(tops[0][e], tops[1][e]), fmaxf(tops[2][e], tops[3][e]));
 }
 
 // Lets the maxima follow the scores, masses the maxima, and outputs too: scale_outputs(factors)
@@ -267,10 +274,13 @@ KVPLAN_DEVICE void follow_maximum(Running<Blocks>& r, Scores<Pages, Blocks>& s, 
 // Differences to the maxima become probabilities 2^s, added to the masses.
 template <int Pages, int Blocks>
 KVPLAN_DEVICE void exponentiate(Scores<Pages, Blocks>& s, Running<Blocks>& r) {
+  float sums[kRows][Blocks] = {};
   for_scores<Pages, Blocks>([&](int n, int i, int h, int e) {
     s[n][i][h][e] = exp2_fast(s[n][i][h][e]);
-    r.l[e] += s[n][i][h][e];
+    sums[i][e] += s[n][i][h][e];
   });
+#pragma unroll
+  for (int e = 0; e < Blocks; ++e) r.l[e] += (sums[0][e] + sums[1][e]) + (sums[2][e] + sums[3][e]);
 }
 
 // By what the weights of tokens are multiplied so that the largest of a column is `top`; weights

@@ -71,16 +71,6 @@ struct SixteenBytes {
 template <>
 struct ByteTable<4> : SixteenBytes {
   using SixteenBytes::SixteenBytes;
-  /// As `bytes` of full tiles, in two terms of which one is 0.
-  KVPLAN_DEVICE void terms(const std::uint32_t (&w)[4], int k, std::uint32_t* a,
-                           std::uint32_t* b) const {
-    const std::uint32_t x = w[k], inverted = x ^ 0x88888888;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      a[r] = select_bytes(low[0], low[1], x >> 16 * r);
-      b[r] = select_bytes(high[0], high[1], inverted >> 16 * r);
-    }
-  }
   template <bool Half>
   KVPLAN_DEVICE void bytes(const std::uint32_t (&w)[4], int k, std::uint32_t* a) const {
     const std::uint32_t x = w[k], inverted = x ^ 0x88888888;
@@ -153,12 +143,6 @@ struct ByteTile {
   KVPLAN_DEVICE void registers(const std::uint32_t (&w)[kWords], std::uint32_t (&a)[8]) const {
 #pragma unroll
     for (int k = 0; k < 4; ++k) table.template bytes<false>(w, k, a + 2 * k);
-  }
-  /// Registers whose sum they are.
-  KVPLAN_DEVICE void terms(const std::uint32_t (&w)[kWords], std::uint32_t (&a)[8],
-                           std::uint32_t (&b)[8]) const {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) table.terms(w, k, a + 2 * k, b + 2 * k);
   }
   ByteTable<Width> table;
 };

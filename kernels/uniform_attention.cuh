@@ -220,7 +220,7 @@ class ManyPages : UniformPage<KeyWidth, ValueWidth, Tiles> {
 
 template <int KeyWidth, int ValueWidth, int Tiles>
 struct UniformPath {
-  static constexpr int kPages = 1, kBlocks = 1;
+  static constexpr int kPages = 1, kBlocks = 1, kWarps = kDecodeWarps;
   using Feed = HalfFeed;
 
   KVPLAN_DEVICE static void attend(const AttentionView& v, const Work<1>& work, Feed& feed,

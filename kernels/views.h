@@ -107,7 +107,7 @@ struct SharedMap {
   std::int32_t warps = 0, warp_bytes = 0;
   std::int32_t state_offset = 0;               // WarpState
   std::int32_t list_offset = 0;                // PageList
-  std::int32_t mixed_offset = 0;               // TileTables and turns; mixed layers only
+  std::int32_t mixed_offset = 0;               // TileTables and phases; mixed layers only
   std::int32_t barriers_offset = 0;            // of 8 bytes: [2] or one for each slot of a ring
   std::int32_t outputs = 0, output_bytes = 0;  // Output [tiles][32]; before, products of queries
   std::int32_t measures = 0;                   // in outputs, behind the products
@@ -129,7 +129,7 @@ struct WorkCosts {
   std::uint32_t start = 0;               // of a segment, on top of its first unit
 };
 /// From the instructions that the tiles of a head take. InternalError beyond kMaxKvHeads.
-WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps);
+WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps, int unit_pages);
 
 /// A set of KV heads.
 struct HeadSet {
