@@ -58,9 +58,7 @@ class Record {
   std::size_t end_ = 0;
 };
 
-// Halves of pages of a uniform layer: keys of a page, values of the one before, and one half on
-// its way.
-constexpr std::size_t kFewestSlots = 3, kBarrierBytes = 8;
+constexpr std::size_t kBarrierBytes = 8;
 // Of the pieces of a round together, unless even one takes more.
 constexpr std::size_t kMostPieceBytes = 28 * 1024;
 
@@ -263,8 +261,12 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     shape.mixed = false;
   }
   if (shape.uniform >= 0) {
+    // Halves of pages: keys of a page, values of the one before, and one half on its way; loops
+    // hold one half at a time.
+    const bool unrolled = kUniformWidths[shape.uniform].tiles <= kMostUnrolledTiles;
+    const std::size_t fewest = unrolled ? 3 : 2;
     for (int warps = kDecodeWarps; warps > 0; --warps)
-      for (std::size_t slots = static_cast<std::size_t>(kMostSlots); slots >= kFewestSlots; --slots)
+      for (std::size_t slots = static_cast<std::size_t>(kMostSlots); slots >= fewest; --slots)
         if (place(warps, slots * slot)) {
           shape.shared.feed_slots = static_cast<std::int32_t>(slots);
           return shape;

@@ -116,7 +116,8 @@ class UniformPage {
   int sums_[kRows][4] = {};  // of the page to come
 };
 
-// A few pages: the code is loops over tiles, outputs are in shared memory.
+// A few pages, or more tiles than registers hold: the code is loops over tiles, outputs are in
+// shared memory.
 template <int KeyWidth, int ValueWidth, int Tiles>
 class FewPages : UniformPage<KeyWidth, ValueWidth, Tiles> {
  public:
@@ -225,11 +226,15 @@ struct UniformPath {
 
   KVPLAN_DEVICE static void attend(const AttentionView& v, const Work<1>& work, Feed& feed,
                                    Running<1>& r, int first, int count) {
-    constexpr int kFew = 8;  // what loops cost more they save in instructions that come late
-    if (count <= kFew)
-      FewPages<KeyWidth, ValueWidth, Tiles>(v, work, r).attend(feed, first, count);
-    else
-      ManyPages<KeyWidth, ValueWidth, Tiles>(v, work, r).attend(feed, first, count);
+    // What loops cost more they save in instructions that come late.
+    constexpr int kFew = 8;
+    if constexpr (Tiles <= kMostUnrolledTiles) {
+      if (count > kFew) {
+        ManyPages<KeyWidth, ValueWidth, Tiles>(v, work, r).attend(feed, first, count);
+        return;
+      }
+    }
+    FewPages<KeyWidth, ValueWidth, Tiles>(v, work, r).attend(feed, first, count);
   }
 };
 

@@ -38,9 +38,11 @@ struct UniformWidths {
   int keys, values, tiles;  // bits, bits, tiles of 16 channels
   friend constexpr bool operator==(const UniformWidths&, const UniformWidths&) = default;
 };
-inline constexpr UniformWidths kUniformWidths[] = {{2, 2, 8}, {3, 3, 8}, {4, 4, 8}, {8, 8, 8},
-                                                   {4, 2, 8}, {3, 2, 8}, {2, 2, 4}, {3, 3, 4},
-                                                   {4, 4, 4}, {8, 8, 4}};
+inline constexpr UniformWidths kUniformWidths[] = {
+    {2, 2, 8}, {3, 3, 8}, {4, 4, 8}, {8, 8, 8},  {4, 2, 8},  {3, 2, 8},  {2, 2, 4},
+    {3, 3, 4}, {4, 4, 4}, {8, 8, 4}, {2, 2, 16}, {3, 3, 16}, {4, 4, 16}, {8, 8, 16}};
+/// Beyond so many tiles queries and outputs do not fit into registers.
+inline constexpr int kMostUnrolledTiles = 8;
 inline constexpr int kUniformKinds = static_cast<int>(std::size(kUniformWidths));
 
 inline constexpr int kOpenTokens = quant::kPageTokens;

@@ -35,7 +35,7 @@ class Estimates(CliTest):
         def cpu(*args):
             return self.estimate(*args)["estimated_cpu_seconds"]
         self.assertGreater(cpu(*profile_args(self.folder / "p", tokens=16384)), 2 * cpu(*profile_args(self.folder / "p", tokens=512)))
-        validate = ["validate", *HELD_OUT, "--windows", 40, "--plan", self.plan("plan"), "--out", self.folder / "v", "--baselines"]
+        validate = ["validate", *HELD_OUT, "--windows", 400, "--plan", self.plan("plan"), "--out", self.folder / "v", "--baselines"]
         self.assertGreater(cpu(*validate, "turboquant:2,turboquant:3,turboquant:4,int:3,int:4,int:5"), 1.5 * cpu(*validate, "none"))
 
     def test_a_limit_of_memory_is_the_estimate(self):
