@@ -84,7 +84,6 @@ KVPLAN_DEVICE void load_piece(const AttentionView& v, const BlockMemory<Blocks>&
                               Work<Blocks>& work) {
   const Piece& piece = memory.round().pieces[p];
   const quant::HeadLayout& head = v.layer.heads[piece.head];
-  work.head = piece.head;
   work.column_block = piece.column_block;
   work.tables = memory.mixed(warp());
   work.query = memory.query(p);

@@ -65,7 +65,7 @@ struct Work {
   std::uint32_t key_norms = 0, value_norms = 0;  // offsets in the second half of a page
   std::uint32_t key_scales = 0, value_scales = 0;
   int norm_bytes[2] = {0, 0};
-  int head = 0, column_block = 0;
+  int column_block = 0;
   int first_query = 0;             // position of the step's first query
   int lowest = 0;                  // no position from here to first_query is masked for any query
   const float2* centre = nullptr;  // [frequencies][4 Blocks]
