@@ -35,8 +35,11 @@ class Estimates(CliTest):
         def cpu(*args):
             return self.estimate(*args)["estimated_cpu_seconds"]
         self.assertGreater(cpu(*profile_args(self.folder / "p", tokens=16384)), 2 * cpu(*profile_args(self.folder / "p", tokens=512)))
-        validate = ["validate", *HELD_OUT, "--windows", 400, "--plan", self.plan("plan"), "--out", self.folder / "v", "--baselines"]
-        self.assertGreater(cpu(*validate, "turboquant:2,turboquant:3,turboquant:4,int:3,int:4,int:5"), 1.5 * cpu(*validate, "none"))
+        validate = ["validate", *HELD_OUT, "--plan", self.plan("plan"), "--out", self.folder / "v"]
+        few = self.estimate(*validate, "--windows", 1, "--baselines", "none")
+        many = self.estimate(*validate, "--windows", 100, "--baselines", "turboquant:2,turboquant:3,turboquant:4,int:3,int:4,int:5")
+        self.assertEqual([(found["windows"], found["candidates"]) for found in (few, many)], [(1, 2), (100, 8)])
+        self.assertGreater(many["estimated_cpu_seconds"], few["estimated_cpu_seconds"])
 
     def test_a_limit_of_memory_is_the_estimate(self):
         self.assertLessEqual(self.estimate(*profile_args(self.folder / "p"), "--memory", "300MiB")["estimated_memory_bytes"], 300 << 20)
