@@ -44,6 +44,9 @@ KVPLAN_DEVICE void fill_shared(const AttentionView& v, const BlockMemory<Blocks>
   copy(map.rotary_tile_low, v.layer.rotary_tile_low);
 }
 
+/// Sequences whose entries of a step are read ahead.
+inline constexpr int kTouched = 1024;
+
 /// Brings the matrices closer, while the kernel ahead still runs. The grid shares the work.
 KVPLAN_DEVICE void prefetch_matrices(const AttentionView& v) {
   constexpr int kLine = 128;
@@ -55,6 +58,17 @@ KVPLAN_DEVICE void prefetch_matrices(const AttentionView& v) {
        at += kLine * blocks() * threads()) {
     prefetch(reinterpret_cast<const std::byte*>(v.layer.k_matrix) + at);
     prefetch(reinterpret_cast<const std::byte*>(v.layer.v_matrix) + at);
+  }
+}
+
+/// Brings what the first warp is about to read closer to the block, while it waits for the lengths.
+KVPLAN_DEVICE void touch_batch(const AttentionView& v) {
+  const BatchView& batch = v.batch;
+  const int first = thread() - kLanes, step = threads() - kLanes;
+  for (int i = first; i < batch.sequences && i < kTouched; i += step) {
+    touch(batch.length_before + i);
+    touch(batch.first_row + i);
+    touch(batch.slot + i);
   }
 }
 
@@ -128,73 +142,70 @@ class Worker {
 
   KVPLAN_DEVICE Worker(const AttentionView& v, const Memory& memory) : v_(v), memory_(memory) {}
 
-  /// Takes the share and sends for the first pages.
+  /// Takes the warp's share of the pages and sends for the first.
   KVPLAN_DEVICE void start(Feed& feed) {
     const Round& round = memory_.round();
     WarpState& state = memory_.state(warp());
     bool has_pages = false;
     if (lane() < round.count) {
       const Piece& piece = round.pieces[lane()];
-      const Cut cut(round.end - round.begin, static_cast<std::uint32_t>(warps_of_block()));
-      int units[2];
+      const Cut cut(round.page_line, static_cast<std::uint32_t>(warps_of_block()));
+      const int first_unit = piece.first_page_unit();
+      int pages[2];
 #pragma unroll 1
       for (int i = 0; i < 2; ++i) {
-        const std::uint32_t at = round.begin + cut.begin(static_cast<std::uint32_t>(warp() + i));
-        const int before = units_before(v_.layer.costs, piece, at);
-        (i == 0 ? units[0] : units[1]) = before;
+        const std::uint32_t at = cut.begin(static_cast<std::uint32_t>(warp() + i)),
+                            start = round.page_start[lane()];
+        const std::uint32_t each = v_.layer.costs.head(piece.head);
+        const int before = at <= start ? 0
+                                       : units_within(at - start, v_.layer.costs.start + each, each,
+                                                      piece.end_page_unit() - first_unit);
+        const int page = piece.first_page + kPages * (first_unit + before);
+        (i == 0 ? pages[0] : pages[1]) = page < piece.end_page ? page : piece.end_page;
       }
-      const int begin = units[0] > piece.begin ? units[0] : piece.begin;
-      const int end = units[1] < piece.end ? units[1] : piece.end;
-      state.begin[lane()] = begin, state.end[lane()] = end;
-      has_pages = begin < end && end > piece.chunks;
+      state.begin[lane()] = pages[0], state.end[lane()] = pages[1];
+      has_pages = pages[0] < pages[1];
     }
     const std::uint32_t with_pages = ballot(has_pages);
-    if (lane() == 0) state.piece = state.sent = -1;
+    if (lane() == 0) state.piece = -1;
     sync_warp();
     if (with_pages != 0) send_for(feed, first_bit(with_pages));
   }
 
   KVPLAN_DEVICE void attend(Feed& feed) {
-    const WarpState& state = memory_.state(warp());
+    int next;
 #pragma unroll 1
-    for (int p = 0; p < memory_.round().count; ++p)
-      if (state.begin[p] < state.end[p]) attend_piece(feed, p);
+    for (int p = with_pages(-1); p >= 0; p = next) {
+      next = with_pages(p);
+      attend_pages(feed, p, next);
+    }
   }
 
  private:
-  /// Pages of a piece, of the warp's units.
-  struct PageRange {
-    int first, count;
-    KVPLAN_DEVICE PageRange(const Piece& piece, const WarpState& state, int p) {
-      const int begin = state.begin[p] - piece.chunks;
-      first = piece.first_page + kPages * (begin > 0 ? begin : 0);
-      const int end = piece.first_page + kPages * (state.end[p] - piece.chunks);
-      count = (end < piece.end_page ? end : piece.end_page) - first;
-    }
-  };
-
-  KVPLAN_DEVICE void attend_piece(Feed& feed, int p) {
+  /// The first piece behind p of which the warp has pages, or -1.
+  KVPLAN_DEVICE int with_pages(int p) const {
+    const WarpState& state = memory_.state(warp());
+#pragma unroll 1
+    for (++p; p < memory_.round().count; ++p)
+      if (state.begin[p] < state.end[p]) return p;
+    return -1;
+  }
+  /// The pages of piece p; those of `next` are sent for then.
+  KVPLAN_DEVICE void attend_pages(Feed& feed, int p, int next) {
     WarpState& state = memory_.state(warp());
     const Piece& piece = memory_.round().pieces[p];
-    if (state.begin[p] < piece.chunks)
-      attend_chunks<kBlocks>(v_, memory_.round(), p, memory_.output(warp()), state.begin[p],
-                             state.end[p] < piece.chunks ? state.end[p] : piece.chunks);
-    const PageRange pages(piece, state, p);
-    if (pages.count <= 0) return;
-    if (state.sent != p) send_for(feed, p);
+    const int first = state.begin[p], count = state.end[p] - first;
     Running<kBlocks> r;
     {
       Work<kBlocks> work;
       load_piece(v_, memory_, p, work);
-      Path::attend(v_, work, feed, r, pages.first, pages.count);
+      Path::attend(v_, work, feed, r, first, count);
     }
+    if (next >= 0) send_for(feed, next);
     reduce_masses(r);
     sync_warp();
     scale_bytes<kBlocks>(v_, piece.head, memory_.output(warp()), r);
-    bool more = false;
-    for (int q = p + 1; q < memory_.round().count; ++q)
-      more = more || state.begin[q] < state.end[q];
-    if (more) {
+    if (next >= 0) {
       put_aside(p, r);
     } else {
       store_state(state.state, r);
@@ -204,23 +215,18 @@ class Worker {
   }
   /// Has the pages of piece p brought.
   KVPLAN_DEVICE void send_for(Feed& feed, int p) {
-    const Piece& piece = memory_.round().pieces[p];
-    WarpState& state = memory_.state(warp());
-    const PageRange pages(piece, state, p);
-    const quant::HeadLayout& head = v_.layer.heads[piece.head];
-    const int frequencies = 8 * v_.layer.phase_steps;
+    const PageSource& source = memory_.round().sources[p];
+    const WarpState& state = memory_.state(warp());
+    const int first = state.begin[p];
     PageList list;
-    list.pages = v_.layer.pool + head.block_offset;
-    list.blocks = v_.batch.page_table +
-                  std::int64_t{v_.batch.slot[piece.sequence]} * v_.batch.table_stride + pages.first;
-    list.phases = v_.layer.page_phase + std::int64_t{pages.first} * frequencies;
-    list.block_bytes = v_.layer.block_bytes;
-    list.count = pages.count;
-    list.key_bytes = key_tile_bytes(head);
-    list.rest_bytes = head.page_bytes - list.key_bytes;
-    list.phase_bytes = static_cast<std::uint32_t>(frequencies * static_cast<int>(sizeof(float2)));
+    list.pages = source.pages;
+    list.blocks = source.blocks + first;
+    list.phases = source.phases + std::int64_t{first} * (8 * v_.layer.phase_steps);
+    list.block_bytes = source.block_bytes;
+    list.count = state.end[p] - first;
+    list.key_bytes = source.key_bytes, list.rest_bytes = source.rest_bytes;
+    list.phase_bytes = source.phase_bytes;
     feed.start(list);
-    if (lane() == 0) state.sent = p;
   }
   /// To memory: the warp's outputs are needed for another piece.
   KVPLAN_DEVICE void put_aside(int p, const Running<kBlocks>& r) {
@@ -257,29 +263,37 @@ class Kept {
 
 template <class Path>
 __global__ void __launch_bounds__(Path::kWarps* kLanes, 1) decode_kernel(const AttentionView v) {
+  constexpr int kBlocks = Path::kBlocks;
   using Feed = typename Path::Feed;
-  const BlockMemory<Path::kBlocks> memory(v);
+  const BlockMemory<kBlocks> memory(v);
   Worker<Path> worker(v, memory);
   let_next_kernel_start();
   prefetch_matrices(v);
   fill_shared(v, memory);
+  Round& round = memory.round();
   Kept<Feed> kept_feed(
       Feed(memory.list(warp()), memory.barriers(warp()), memory.feed(warp()), memory.map));
   wait_for_previous_kernel();
-  Round& round = memory.round();
-  if (warp() == 0) measure_line<Path::kPages>(v, round);
+  if (warp() == 0)
+    measure_line<Path::kPages>(v, round);
+  else
+    touch_batch(v);
   while (true) {
     if (warp() == 0) next_round<Path::kPages>(v, round);
     sync_block();
     if (round.count == 0) break;
-    kept_feed.use([&](Feed& feed) { worker.start(feed); });
-    transform_queries(v, memory);
+    {
+      QueryTransform<kBlocks> queries(v, memory);
+      kept_feed.use([&](Feed& feed) { worker.start(feed); });
+      queries.finish();
+    }
     list_runs(v, memory);
     if (v.layer.k_mean != nullptr) centre_queries(v, memory);
     sync_block();
     fragment_queries(v, memory);
     sync_block();
     kept_feed.use([&](Feed& feed) { worker.attend(feed); });
+    attend_plain<kBlocks>(v, round);
     sync_block();
     leave_results(v, memory);
     if (round.end == round.block_end) break;

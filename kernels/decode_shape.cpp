@@ -133,10 +133,8 @@ WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps, int unit
   WorkCosts costs;
   costs.chunk = scaled(kChunk);
   costs.start = scaled(kStart);
-  for (std::size_t h = 0; h < instructions.size(); ++h) {
-    costs.head[h] = scaled(instructions[h]);
-    costs.all += costs.head[h];
-  }
+  for (std::size_t h = 0; h < instructions.size(); ++h)
+    costs.before[h + 1] = costs.before[h] + scaled(instructions[h]);
   return costs;
 }
 
@@ -215,7 +213,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
                feeds = all(feed_bytes);
     int pieces = kMaxPieces;
     for (; pieces > 0; --pieces) {
-      const ResultMemory results(head_dim, columns_kept, pieces);
+      const ResultMemory results(head_dim, columns_kept, pieces, !has_only_bytes(format));
       const int rows = pieces * columns_kept;
       const auto products = static_cast<std::size_t>(4 * rows * results.stride);
       const auto measures = static_cast<std::size_t>(8 * rows * (results.stride / 16));

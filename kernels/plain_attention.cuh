@@ -1,5 +1,6 @@
 #pragma once
-// Attention of a piece over its fp16 tokens, the sinks and the open page, 16 tokens at a time.
+// Attention of a piece over its fp16 tokens, the sinks and the open page, 16 tokens at a time, by
+// whichever warp has no pages left.
 // These tokens are read cold, so what counts is the number of round trips to memory: the reads of a
 // chunk's keys and values are on the way together. Private to the decode kernels.
 
@@ -14,8 +15,8 @@ inline constexpr int kChunk = quant::kPlainChunk;
 inline constexpr int kLoadedSpans = 4;  // on the way together
 
 /// Channels 8 t .. 8 t + 7 of a span of a row; zeros where there are none.
-KVPLAN_DEVICE uint4 row_part(const std::uint16_t* row, int span, int head_dim) {
-  const int channel = kSpan * span + 8 * (lane() & 3);
+KVPLAN_DEVICE uint4 row_part(const std::uint16_t* row, int span, int head_dim, const Place& me) {
+  const int channel = kSpan * span + 8 * me.t;
   return row != nullptr && channel < head_dim ? *reinterpret_cast<const uint4*>(row + channel)
                                               : uint4{0, 0, 0, 0};
 }
@@ -33,7 +34,7 @@ struct PlainTokens {
   const std::uint16_t* query;               // of matrix column g; null: not used
   int last[Blocks];                         // position of the query of column t + 4e
 
-  KVPLAN_DEVICE PlainTokens(const AttentionView& v, const Round& round, int p) {
+  KVPLAN_DEVICE PlainTokens(const AttentionView& v, const Round& round, int p, const Place& me) {
     const Piece& piece = round.pieces[p];
     const LayerView& layer = v.layer;
     const int slot = v.batch.slot[piece.sequence], length = v.batch.length[piece.sequence];
@@ -46,11 +47,11 @@ struct PlainTokens {
       sinks[side] = layer.sinks + row * layer.sink_tokens * d;
       open[side] = layer.open + row * kOpenTokens * d;
     }
-    const int query_row = round.rows[p][lane() / 8 + 4 * (lane() / 4 % 2)];
+    const int query_row = round.rows[p][me.lane / 8 + 4 * (me.g % 2)];
     query = query_row >= 0 ? v.q + std::int64_t{query_row} * d : nullptr;
     for (int e = 0; e < Blocks; ++e)
       last[e] = v.batch.length_before[piece.sequence] +
-                (piece.column_block * kColumns + (lane() & 3) + 4 * e) / v.queries_per_kv;
+                (piece.column_block * kColumns + me.t + 4 * e) / v.queries_per_kv;
   }
   KVPLAN_DEVICE const std::uint16_t* row(int side, int token, int head_dim) const {
     if (token >= tokens) return nullptr;
@@ -62,11 +63,13 @@ struct PlainTokens {
   }
 };
 
-/// Adds chunk `chunk` to the warp's state and outputs.
+/// Chunk `chunk` of piece p, to memory. A warp does it.
 template <int Blocks>
-KVPLAN_DEVICE void attend_chunk(const AttentionView& v, const PlainTokens<Blocks>& plain, int chunk,
-                                Running<Blocks>& r, Output<Blocks>* output, bool first) {
-  const int g = lane() >> 2, d = v.layer.head_dim, spans = (d + kSpan - 1) / kSpan;
+KVPLAN_DEVICE void attend_chunk(const AttentionView& v, const Round& round, int p, int chunk) {
+  const Place me;
+  const PlainTokens<Blocks> plain(v, round, p, me);
+  const int g = me.g, t = me.t;
+  const int d = v.layer.head_dim, spans = (d + kSpan - 1) / kSpan;
   const int tokens[2] = {kChunk * chunk + g, kChunk * chunk + g + 8};
   const std::uint16_t* rows[2][2];  // [side][half of the chunk]
 #pragma unroll
@@ -79,15 +82,19 @@ KVPLAN_DEVICE void attend_chunk(const AttentionView& v, const PlainTokens<Blocks
 #pragma unroll
     for (int c = 0; c < kLoadedSpans; ++c)
 #pragma unroll
-      for (int h = 0; h < 2; ++h) to[c][h] = row_part(rows[side][h], span + c, d);
+      for (int h = 0; h < 2; ++h) to[c][h] = row_part(rows[side][h], span + c, d, me);
   };
-#pragma unroll 1
-  for (int span = 0; span < spans; span += kLoadedSpans) {
-    uint4 keys[kLoadedSpans][2], q[kLoadedSpans];
+  uint4 keys[kLoadedSpans][2], q[kLoadedSpans];
+  const auto load_keys = [&](int span) {
     load_rows(keys, 0, span);
 #pragma unroll
-    for (int c = 0; c < kLoadedSpans; ++c) q[c] = row_part(plain.query, span + c, d);
-    if (span == 0) load_rows(values, 1, 0);
+    for (int c = 0; c < kLoadedSpans; ++c) q[c] = row_part(plain.query, span + c, d, me);
+  };
+  load_keys(0);
+  load_rows(values, 1, 0);
+#pragma unroll 1
+  for (int span = 0; span < spans; span += kLoadedSpans) {
+    if (span > 0) load_keys(span);
 #pragma unroll
     for (int c = 0; c < kLoadedSpans; ++c)
 #pragma unroll
@@ -99,10 +106,9 @@ KVPLAN_DEVICE void attend_chunk(const AttentionView& v, const PlainTokens<Blocks
   }
   // sums[2 h + e]: token g + 8 h, column t + 4 e.
   const float scale = v.scale * kLog2e;
-  float factor[Blocks];
+  Running<Blocks> r;
 #pragma unroll
   for (int e = 0; e < Blocks; ++e) {
-    float top = r.m[e];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float& s = sums[2 * h + e];
@@ -115,23 +121,24 @@ KVPLAN_DEVICE void attend_chunk(const AttentionView& v, const PlainTokens<Blocks
       if (tokens[h] >= plain.tokens || position > plain.last[e] ||
           (v.window > 0 && position <= plain.last[e] - v.window))
         s = -INFINITY;
-      top = fmaxf(top, s);
+      r.m[e] = fmaxf(r.m[e], s);
     }
 #pragma unroll
     for (int step = 4; step < quant::kWarpLanes; step *= 2)
-      top = fmaxf(top, shuffle_xor(top, step));
-    factor[e] = exp2_fast(r.m[e] - top);
-    r.m[e] = top;
-    float mass = 0;
+      r.m[e] = fmaxf(r.m[e], shuffle_xor(r.m[e], step));
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      sums[2 * h + e] = exp2_fast(sums[2 * h + e] - top);
-      mass += sums[2 * h + e];
+      sums[2 * h + e] = exp2_fast(sums[2 * h + e] - r.m[e]);
+      r.l[e] += sums[2 * h + e];
     }
-    r.l[e] = fused(r.l[e], factor[e], mass);
   }
-  const std::uint32_t p[2] = {transpose8x8(pack_halves(sums[0], Blocks == 2 ? sums[1] : 0.0f)),
-                              transpose8x8(pack_halves(sums[2], Blocks == 2 ? sums[3] : 0.0f))};
+  reduce_masses(r);
+  const std::int64_t at = std::int64_t{round.pieces[p].segment} * v.plain_chunks + chunk;
+  store_state(v.plain_state + at * kColumns, r);
+  const std::uint32_t weights[2] = {
+      transpose8x8(pack_halves(sums[0], Blocks == 2 ? sums[1] : 0.0f)),
+      transpose8x8(pack_halves(sums[2], Blocks == 2 ? sums[3] : 0.0f))};
+  float* const to = v.plain_output + at * (4 * Blocks) * d;
 #pragma unroll 1
   for (int span = 0; span < spans; span += kLoadedSpans) {
     if (span > 0) load_rows(values, 1, span);
@@ -145,43 +152,38 @@ KVPLAN_DEVICE void attend_chunk(const AttentionView& v, const PlainTokens<Blocks
         const std::uint32_t a[4] = {transpose8x8(low.x), transpose8x8(low.y), transpose8x8(high.x),
                                     transpose8x8(high.y)};
         float sum[4] = {};
-        mma(sum, a, p[0], p[1]);
-        Output<Blocks>& o = output[(2 * (span + c) + u) * quant::kWarpLanes + lane()];
+        mma(sum, a, weights[0], weights[1]);
+        const int tile = 2 * (span + c) + u;
 #pragma unroll
-        for (int k = 0; k < 2 * Blocks; ++k) {
-          const float before = first ? 0 : o.x[k];
-          o.x[k] = fused(before, factor[k / 2], sum[2 * (k % 2) + k / 2]);
-        }
+        for (int e = 0; e < Blocks; ++e)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const int channel = plain_channel(tile, g + 8 * h);
+            if (channel < d) to[(t + 4 * e) * d + channel] = sum[2 * h + e];
+          }
       }
     }
   }
 }
 
-/// Chunks first .. end - 1 of piece p, to memory; `output` is the warp's to work in.
+/// Takes chunks of the round's fp16 tokens until there are none left. A warp at a time takes one;
+/// which one makes no difference.
 template <int Blocks>
-KVPLAN_DEVICE void attend_chunks(const AttentionView& v, const Round& round, int p,
-                                 Output<Blocks>* output, int first, int end) {
-  const PlainTokens<Blocks> plain(v, round, p);
-  Running<Blocks> r;
-#pragma unroll 1
-  for (int chunk = first; chunk < end; ++chunk)
-    attend_chunk<Blocks>(v, plain, chunk, r, output, chunk == first);
-  reduce_masses(r);
-  const std::int64_t at = std::int64_t{round.pieces[p].segment} * v.plain_chunks + first;
-  store_state(v.plain_state + at * kColumns, r);
-  for (int i = lane(); i < (end - first - 1) * kColumns; i += quant::kWarpLanes)
-    v.plain_state[(at + 1) * kColumns + i] = {kLowest, 0};
-  const int g = lane() / 4, t = lane() % 4, d = v.layer.head_dim;
-  float* const to = v.plain_output + at * (4 * Blocks) * d;
-  for (int tile = 0; tile < plain_tiles(d); ++tile) {
-    const Output<Blocks>& o = output[tile * quant::kWarpLanes + lane()];
-#pragma unroll
-    for (int k = 0; k < 2 * Blocks; ++k) {
-      const int channel = plain_channel(tile, g + 8 * (k % 2));
-      if (channel < d) to[(t + 4 * (k / 2)) * d + channel] = o.x[k];
+KVPLAN_DEVICE void attend_plain(const AttentionView& v, Round& round) {
+  while (true) {
+    int chunk = 0;
+    if (lane() == 0) chunk = add_atomic(round.chunks_taken, 1);
+    chunk = shuffle(chunk, 0);
+    int p = 0;
+    for (; p < round.count; ++p) {
+      const Piece& piece = round.pieces[p];
+      const int chunks = piece.has_plain() ? piece.chunks : 0;
+      if (chunk < chunks) break;
+      chunk -= chunks;
     }
+    if (p == round.count) return;
+    attend_chunk<Blocks>(v, round, p, chunk);
   }
-  sync_warp();
 }
 
 }  // namespace kvplan::kernels

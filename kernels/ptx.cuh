@@ -106,6 +106,15 @@ KVPLAN_DEVICE std::uint32_t load_shared_half(std::uint32_t address) {
 /// Brings the line of `p` closer.
 KVPLAN_DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
+/// Reads the line of `p` ahead, into the multiprocessor's own cache.
+KVPLAN_DEVICE void touch(const void* p) {
+  std::uint32_t x;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(p));
+}
+/// Past that cache: what other blocks have written in this kernel.
+KVPLAN_DEVICE float2 load_written(const float2* p) { return __ldcg(p); }
+KVPLAN_DEVICE float4 load_written(const float4* p) { return __ldcg(p); }
+
 // Copies from global to shared memory that run by themselves, awaited at a barrier of 8 bytes in
 // shared memory: by the copy engine, or where there is none (before sm_90) by the lanes of a warp.
 // A barrier serves one batch of copies after the other; the k-th (k = 0, 1, ..) has parity k % 2.
@@ -265,6 +274,17 @@ KVPLAN_DEVICE std::uint32_t opaque(std::uint32_t x) {
   asm volatile("" : "+r"(x));
   return x;
 }
+
+/// Where a lane is. What is derived from it stays within the scope of the object: otherwise the
+/// compiler computes it once for the whole kernel and the registers of loops are spilled for it.
+struct Place {
+  int lane, warp, g, t;  // lane = 4 g + t
+  KVPLAN_DEVICE Place()
+      : lane(static_cast<int>(opaque(threadIdx.x & 31))),
+        warp(static_cast<int>(opaque(threadIdx.x >> 5))),
+        g(lane >> 2),
+        t(lane & 3) {}
+};
 
 // Numbers. A pair of halves is 32 bits, the first in the low half.
 KVPLAN_DEVICE float exp2_fast(float x) {

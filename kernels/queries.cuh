@@ -19,61 +19,123 @@ namespace kvplan::kernels {
 inline constexpr float kTopDigits = 32000;  // of 127 * 256 + 127
 
 /// products = transform . queries, times the step where levels are bytes, and what ColumnTerms
-/// needs of them. A warp makes 16 coordinates of the columns of a pass.
+/// needs of them. A warp makes 16 coordinates of the columns of a head. What the first task of the
+/// warp reads is sent for on construction.
 template <int Blocks>
-KVPLAN_DEVICE void transform_queries(const AttentionView& v, const BlockMemory<Blocks>& memory) {
-  const Round& round = memory.round();
-  const int d = v.layer.head_dim, tiles = matrix_tiles(d), g = lane() / 4, t = lane() % 4;
-  for_pass_tiles(round, tiles, warps_of_block(), [&](int pass, int tile) {
-    const int head = round.pieces[round.pass_begin[pass]].head;
-    if (v.layer.fp16[kKeys].has(head)) return;
-    const PassColumn columns[2] = {{v, round, pass, g}, {v, round, pass, g + 8}};
+class QueryTransform {
+ public:
+  KVPLAN_DEVICE QueryTransform(const AttentionView& v, const BlockMemory<Blocks>& memory)
+      : v_(v),
+        memory_(memory),
+        round_(memory.round()),
+        tiles_(matrix_tiles(v.layer.head_dim)),
+        task_(round_, tiles_, me_.warp) {
+    if (works()) {
+      rows_.load(v.layer.k_matrix, tiles_, task_.head, task_.tile, 0, me_);
+      load_queries(task_.first_pass, 0);
+    } else {
+      rows_.clear();
+#pragma unroll
+      for (int k = 0; k < kStepsHeld; ++k)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) queries_[k][i] = 0;
+    }
+  }
+
+  KVPLAN_DEVICE void finish() {
+    bool loaded = true;
+#pragma unroll 1
+    for (int index = me_.warp; task_.there; task_ = MatrixTask(round_, tiles_, index)) {
+      if (works())
+#pragma unroll 1
+        for (int pass = task_.first_pass; pass < task_.end_pass; ++pass) {
+          make(pass, loaded, pass == task_.first_pass);
+          loaded = false;
+        }
+      loaded = false;
+      index += warps_of_block();
+    }
+  }
+
+ private:
+  KVPLAN_DEVICE bool works() const { return task_.there && !v_.layer.fp16[kKeys].has(task_.head); }
+
+  // Operands of the columns of a pass, of the terms from 16 first on.
+  KVPLAN_DEVICE void load_queries(int pass, int first) {
+    const int g = me_.g, t = me_.t, d = v_.layer.head_dim;
+    const std::uint16_t* columns[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const std::int32_t row = PassColumn(v_, round_, pass, g + 8 * i).row;
+      columns[i] = row < 0 ? nullptr : v_.q + std::int64_t{row} * d + 2 * t;
+    }
+#pragma unroll
+    for (int k = 0; k < kStepsHeld; ++k)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int channel = 16 * (first + k) + 8 * (i / 2);
+        queries_[k][i] = columns[i % 2] != nullptr && channel + 2 * t < d
+                             ? *reinterpret_cast<const std::uint32_t*>(columns[i % 2] + channel)
+                             : 0;
+      }
+  }
+
+  // `loaded`: what it reads is on its way; `same_rows`: rows_ must be the task's first.
+  KVPLAN_DEVICE void make(int pass, bool loaded, bool first_pass) {
+    const int g = me_.g, t = me_.t;
+    ColumnProduct product;
+#pragma unroll 1
+    for (int first = 0; first < tiles_; first += kStepsHeld) {
+      if (!loaded || first > 0) {
+        if (first_pass || tiles_ > kStepsHeld)
+          rows_.load(v_.layer.k_matrix, tiles_, task_.head, task_.tile, first, me_);
+        load_queries(pass, first);
+      }
+      product.add(rows_, [&](int k, std::uint32_t(&a)[4], std::uint32_t(&)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) a[i] = queries_[k][i];
+      });
+    }
+    float sums[2][4];
+    product.take(sums);
     const auto* const terms = reinterpret_cast<const float4*>(
-        v.layer.k_terms + (head * tiles + tile) * quant::kTileCoordinates + 2 * t);
+        v_.layer.k_terms + (task_.head * tiles_ + task_.tile) * quant::kTileCoordinates + 2 * t);
     const float4 pairs[2] = {terms[0], terms[4]};
     const float steps[4] = {pairs[0].x, pairs[0].z, pairs[1].x, pairs[1].z};
     const float offsets[4] = {pairs[0].y, pairs[0].w, pairs[1].y, pairs[1].w};
-    float sums[2][4];
-    multiply_tile(
-        v.layer.k_matrix + std::int64_t{head} * tiles * tiles * 2 * quant::kWarpLanes, tiles, tile,
-        [&](int step) {
-          const auto pair = [&](int row, int channel) {
-            return row >= 0 && channel < d ? *reinterpret_cast<const std::uint32_t*>(
-                                                 v.q + std::int64_t{row} * d + channel)
-                                           : 0;
-          };
-          const int channel = 16 * step + 2 * t;
-          return uint4{pair(columns[0].row, channel), pair(columns[1].row, channel),
-                       pair(columns[0].row, channel + 8), pair(columns[1].row, channel + 8)};
-        },
-        [](const uint4& loaded, std::uint32_t(&a)[4], std::uint32_t(&)[4]) {
-          a[0] = loaded.x, a[1] = loaded.y, a[2] = loaded.z, a[3] = loaded.w;
-        },
-        sums);
-    const float scale = v.scale * kLog2e * v.layer.matrix_scales[head].x;
+    const float scale = v_.scale * kLog2e * v_.layer.matrix_scales[task_.head].x;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
+      const PassColumn column(v_, round_, pass, g + 8 * i);
       float most = 0, bias = 0;
       float* const to =
-          memory.product(columns[i].piece < 0 ? 0 : columns[i].piece, columns[i].column) +
-          16 * tile;
+          memory_.product(column.piece < 0 ? 0 : column.piece, column.column) + 16 * task_.tile;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const float x = scale * sums[i][k], y = x * steps[k];
         most = fmaxf(most, fabsf(y));
         bias = fused(x, offsets[k], bias);
-        if (columns[i].piece >= 0) to[tile_row(k)] = steps[k] != 0 ? y : x;
+        if (column.piece >= 0) to[tile_row(me_, k)] = steps[k] != 0 ? y : x;
       }
 #pragma unroll
       for (int step = 1; step < 4; step *= 2) {
         most = fmaxf(most, shuffle_xor(most, step));
         bias += shuffle_xor(bias, step);
       }
-      if (t == 0 && columns[i].piece >= 0)
-        memory.measures(columns[i].piece, columns[i].column)[tile] = {most, bias};
+      if (t == 0 && column.piece >= 0)
+        memory_.measures(column.piece, column.column)[task_.tile] = {most, bias};
     }
-  });
-}
+  }
+
+  const Place me_;
+  const AttentionView& v_;
+  const BlockMemory<Blocks>& memory_;
+  const Round& round_;
+  const int tiles_;
+  MatrixTask task_;
+  MatrixRows rows_;
+  std::uint32_t queries_[kStepsHeld][4];
+};
 
 /// A scaled query, outside the transform.
 struct PlainColumn {

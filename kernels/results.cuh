@@ -16,10 +16,9 @@
 
 namespace kvplan::kernels {
 
-/// Slot of what this block has of piece `p`.
-KVPLAN_DEVICE int part_slot(const Piece& piece, int p) {
-  const int part = piece.whole() ? kWhole + p : piece.begin > 0 ? kContinued : kBegun;
-  return block() * quant::kBlockParts + part;
+/// Slot of what this block has of a shared segment.
+KVPLAN_DEVICE int part_slot(const Piece& piece) {
+  return block() * quant::kBlockParts + (piece.begin > 0 ? kContinued : kBegun);
 }
 /// Outputs of a slot.
 template <int Blocks>
@@ -27,68 +26,28 @@ KVPLAN_DEVICE Output<Blocks>* part_output(const AttentionView& v, int slot) {
   return reinterpret_cast<Output<Blocks>*>(v.part_output) +
          std::int64_t{slot} * v.output_tiles * quant::kWarpLanes;
 }
+/// Written by any block.
+KVPLAN_DEVICE Output<1> load_output(const Output<1>* from) {
+  const float2 x = load_written(reinterpret_cast<const float2*>(from));
+  return {{x.x, x.y}};
+}
+KVPLAN_DEVICE Output<2> load_output(const Output<2>* from) {
+  const float4 x = load_written(reinterpret_cast<const float4*>(from));
+  return {{x.x, x.y, x.z, x.w}};
+}
 
 /// Calls visit(piece index, tile, whether it is there) for the V tiles of the pieces that are
 /// this warp's to do; of values without tiles for tile 0.
 template <class Visit>
 KVPLAN_DEVICE void for_value_tiles(const AttentionView& v, const Round& round, Visit visit) {
   int next = warp();
+#pragma unroll 1
   for (int p = 0; p < round.count; ++p) {
     const int there = v.layer.heads[round.pieces[p].head].v.tiles, tiles = there > 0 ? there : 1;
+#pragma unroll 1
     for (; next < tiles; next += warps_of_block()) visit(p, next, next < there);
     next -= tiles;
   }
-}
-
-/// The parts of the block's warps, merged to the slots of the pieces.
-template <int Blocks>
-KVPLAN_DEVICE void merge_warps(const AttentionView& v, const BlockMemory<Blocks>& memory) {
-  const Round& round = memory.round();
-  const int t = lane() % 4;
-  const int held = lane() < warps_of_block() ? memory.state(lane()).piece : -1;
-  for_value_tiles(v, round, [&](int p, int tile, bool there) {
-    const std::uint32_t holders = ballot(held == p);
-    const int aside = block() * quant::kBlockParts + kAside + p;
-    const bool has_aside = round.aside[p] != 0;
-    float m[Blocks], l[Blocks] = {};
-    float2 kept[Blocks];
-#pragma unroll
-    for (int e = 0; e < Blocks; ++e) {
-      kept[e] = has_aside ? v.part_state[aside * kColumns + t + 4 * e] : float2{kLowest, 0};
-      m[e] = kept[e].x;
-    }
-    for (std::uint32_t left = holders; left != 0; left &= left - 1)
-#pragma unroll
-      for (int e = 0; e < Blocks; ++e)
-        m[e] = fmaxf(m[e], memory.state(first_bit(left)).state[t + 4 * e].x);
-    Output<Blocks> sum = {};
-    const auto add = [&](const Output<Blocks>& o, int e, float2 state) {
-      const float factor = exp2_fast(state.x - m[e]);
-      l[e] = fused(factor, state.y, l[e]);
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-        sum.x[2 * e + h] = fused(factor, o.x[2 * e + h], sum.x[2 * e + h]);
-    };
-    const int element = tile * quant::kWarpLanes + lane();
-    if (has_aside) {
-      const Output<Blocks> o = there ? part_output<Blocks>(v, aside)[element] : Output<Blocks>{};
-#pragma unroll
-      for (int e = 0; e < Blocks; ++e) add(o, e, kept[e]);
-    }
-    for (std::uint32_t left = holders; left != 0; left &= left - 1) {
-      const int w = first_bit(left);
-      const Output<Blocks> o = there ? memory.output(w)[element] : Output<Blocks>{};
-#pragma unroll
-      for (int e = 0; e < Blocks; ++e) add(o, e, memory.state(w).state[t + 4 * e]);
-    }
-    const int slot = part_slot(round.pieces[p], p);
-    if (there) part_output<Blocks>(v, slot)[element] = sum;
-    if (tile == 0 && lane() < 4)
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        v.part_state[slot * kColumns + t + 4 * e] =
-            e < Blocks ? float2{m[e % Blocks], l[e % Blocks]} : float2{kLowest, 0};
-  });
 }
 
 /// Where results are put together, once the feeds are at rest.
@@ -99,15 +58,19 @@ struct Results {
 
   KVPLAN_DEVICE Results(const AttentionView& v, const BlockMemory<Blocks>& block_memory)
       : memory(block_memory),
-        map(v.layer.head_dim, BlockMemory<Blocks>::kColumnsKept, memory.map.most_pieces) {}
+        map(v.layer.head_dim, BlockMemory<Blocks>::kColumnsKept, memory.map.most_pieces,
+            !v.layer.only_bytes) {}
 
   KVPLAN_DEVICE float* merged(int piece, int column) const {
-    return at<float>(map.merged) + (piece * map.columns + column) * map.stride;
+    return row(map.merged, piece, column);
   }
+  KVPLAN_DEVICE float* plain(int piece, int column) const { return row(map.plain, piece, column); }
   KVPLAN_DEVICE float* direct(int piece, int column) const {
-    return at<float>(map.direct) + (piece * map.columns + column) * map.stride;
+    return row(map.direct, piece, column);
   }
-  KVPLAN_DEVICE float* most(int piece) const { return at<float>(map.most) + piece * kColumns; }
+  KVPLAN_DEVICE float2* states(int piece) const {
+    return at<float2>(map.states) + piece * kColumns;
+  }
   KVPLAN_DEVICE ResultColumn* terms(int piece) const {
     return at<ResultColumn>(map.terms) + piece * kColumns;
   }
@@ -117,6 +80,9 @@ struct Results {
   KVPLAN_DEVICE int& slot_count(int piece) const { return at<int>(map.counts)[piece]; }
 
  private:
+  KVPLAN_DEVICE float* row(int array, int piece, int column) const {
+    return at<float>(array) + (piece * map.columns + column) * map.stride;
+  }
   template <class T>
   KVPLAN_DEVICE T* at(int offset) const {
     return memory.template at<T>(memory.map.feeds + offset);
@@ -124,116 +90,9 @@ struct Results {
 };
 
 template <int Blocks>
-KVPLAN_DEVICE void clear_results(const Results<Blocks>& results, int pieces) {
+KVPLAN_DEVICE void clear_direct(const Results<Blocks>& results, int pieces) {
   const int floats = pieces * results.map.columns * results.map.stride;
-  for (int i = thread(); i < floats; i += threads())
-    results.merged(0, 0)[i] = results.direct(0, 0)[i] = 0;
-  for (int i = thread(); i < pieces * kColumns; i += threads()) results.most(0)[i] = 0;
-}
-
-/// The slots of the segments' parts in the order of blocks. A warp does a piece.
-template <int Blocks>
-KVPLAN_DEVICE void list_slots(const AttentionView& v, const Round& round,
-                              const Results<Blocks>& results) {
-  for (int p = warp(); p < round.count; p += warps_of_block()) {
-    const Piece& piece = round.pieces[p];
-    std::uint16_t* const slots = results.slots(p);
-    int count = 0;
-    if (piece.whole()) {
-      if (lane() == 0) slots[0] = static_cast<std::uint16_t>(part_slot(piece, p));
-      count = 1;
-    } else {
-      const WorkCosts& costs = v.layer.costs;
-      const std::uint32_t length = segment_length(costs, piece);
-      const Cut cut(round.line, static_cast<std::uint32_t>(v.decode_blocks));
-      const int first = static_cast<int>(cut.holder(piece.start));
-      const int last = static_cast<int>(cut.holder(piece.start + length - 1));
-#pragma unroll 1
-      for (int base = first; base <= last; base += quant::kWarpLanes) {
-        const int b = base + lane();
-        int begin = 0, end = 0;
-#pragma unroll 1
-        for (int i = 0; i < 2; ++i) {
-          const int units =
-              units_before(costs, piece, cut.begin(static_cast<std::uint32_t>(b + i)));
-          (i == 0 ? begin : end) = units;
-        }
-        const bool has = b <= last && begin < end;
-        const std::uint32_t found = ballot(has);
-        if (has)
-          slots[count + std::popcount(found & ((1u << lane()) - 1))] = static_cast<std::uint16_t>(
-              b * quant::kBlockParts + (begin > 0 ? kContinued : kBegun));
-        count += std::popcount(found);
-      }
-    }
-    if (lane() == 0) results.slot_count(p) = count;
-  }
-}
-
-/// Tells which segments are complete: whose last units are this block's. The units of the others
-/// are counted, and the last block to count finds all there.
-KVPLAN_DEVICE void arrive(const AttentionView& v, Round& round) {
-  fence_device();
-  sync_block();
-  if (thread() < round.count) {
-    const Piece& piece = round.pieces[thread()];
-    bool finishes = true;
-    if (!piece.whole()) {
-      std::int32_t& arrived = v.arrived[piece.segment];
-      const int units = piece.end - piece.begin;
-      finishes = add_atomic(arrived, units) + units == piece.units();
-      if (finishes) arrived = 0;
-      fence_device();
-    }
-    round.finishes[thread()] = finishes ? 1 : 0;
-  }
-  sync_block();
-}
-
-/// Sums relative to their maximum.
-struct Mass {
-  float m = kLowest, l = 0;
-  KVPLAN_DEVICE void add(float2 state) {
-    const float top = fmaxf(m, state.x);
-    l = fused(l, exp2_fast(m - top), state.y * exp2_fast(state.x - top));
-    m = top;
-  }
-};
-
-/// The terms of the columns of finished segments, and lse. A warp does a piece, lane = column + 8
-/// part.
-template <int Blocks>
-KVPLAN_DEVICE void finish_columns(const AttentionView& v, const Round& round,
-                                  const Results<Blocks>& results) {
-  constexpr int kShare = quant::kWarpLanes / kColumns;  // lanes of a column
-  for (int p = warp(); p < round.count; p += warps_of_block()) {
-    if (round.finishes[p] == 0) continue;
-    const Piece& piece = round.pieces[p];
-    const int c = lane() % kColumns, first = lane() / kColumns;
-    const std::uint16_t* const slots = results.slots(p);
-    const int count = results.slot_count(p);
-    Mass packed, plain;
-#pragma unroll 4
-    for (int i = first; i < count; i += kShare) packed.add(v.part_state[slots[i] * kColumns + c]);
-    const float2* const states =
-        v.plain_state + std::int64_t{piece.segment} * v.plain_chunks * kColumns + c;
-#pragma unroll 2
-    for (int i = first; i < piece.chunks; i += kShare) plain.add(states[i * kColumns]);
-#pragma unroll
-    for (int step = kColumns; step < quant::kWarpLanes; step *= 2) {
-      packed.add({shuffle_xor(packed.m, step), shuffle_xor(packed.l, step)});
-      plain.add({shuffle_xor(plain.m, step), shuffle_xor(plain.l, step)});
-    }
-    if (first > 0 || c >= columns_in_use(v)) continue;
-    const float maximum = fmaxf(packed.m, plain.m);
-    const float factor = packed.l > 0 ? exp2_fast(packed.m - maximum) : 0;
-    const float mass = factor * packed.l;
-    const float total = fused(plain.l, exp2_fast(plain.m - maximum), mass);
-    results.terms(p)[c] = {factor, maximum, mass, total > 0 ? 1 / total : 0};
-    constexpr float kLn2 = 0.693147180559945309417f;
-    const int row = round.rows[p][c];
-    if (v.lse != nullptr && row >= 0) v.lse[row] = kLn2 * (maximum + std::log2(total));
-  }
+  for (int i = thread(); i < floats; i += threads()) results.direct(0, 0)[i] = 0;
 }
 
 /// A tile of values of a head.
@@ -249,200 +108,451 @@ KVPLAN_DEVICE ValueTile value_tile(const quant::SideLayout& values, int tile) {
   return {run.code, run.coordinate + tile * coordinates, coordinates};
 }
 
-/// Sums over the parts of finished segments, relative to the maximum of the packed tokens: merged,
-/// outlier channels and fp16 heads to `direct`.
+/// Keeps the merged outputs of a tile: `merged`, outlier channels and fp16 heads in `direct`.
 template <int Blocks>
-KVPLAN_DEVICE void merge_parts(const AttentionView& v, const Round& round,
+KVPLAN_DEVICE void keep_tile(const AttentionView& v, Round& round, const Results<Blocks>& results,
+                             int p, int tile, const Output<Blocks>& sum, const Place& me) {
+  const int g = me.g, t = me.t, columns = columns_in_use(v);
+  const int head = round.pieces[p].head;
+  const ValueTile to = value_tile(v.layer.heads[head].v, tile);
+  const bool outliers = to.code == quant::TileCode::kInteger;
+  const bool transformed = !outliers && to.code != quant::TileCode::kHalf;
+#pragma unroll
+  for (int e = 0; e < Blocks; ++e) {
+    const int column = t + 4 * e;
+    float most = 0;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = g + 8 * h, at = to.coordinate + row;
+      if (row >= to.coordinates || column >= columns) continue;
+      const float x = sum.x[2 * e + h];
+      if (transformed) {
+        results.merged(p, column)[at] = x;
+        most = fmaxf(most, fabsf(x));
+      } else {
+        const int channel =
+            outliers ? v.layer.encoders[kValues * v.layer.kv_heads + head].outliers[at] : at;
+        results.direct(p, column)[channel] = x;
+      }
+    }
+#pragma unroll
+    for (int step = 4; step < quant::kWarpLanes; step *= 2)
+      most = fmaxf(most, shuffle_xor(most, step));
+    if (g == 0 && most > 0) max_atomic(round.most[p][column], most);
+  }
+}
+
+/// The parts of the block's warps, merged: of whole segments to shared memory, of others to their
+/// slots.
+template <int Blocks>
+KVPLAN_DEVICE void merge_warps(const AttentionView& v, const BlockMemory<Blocks>& memory,
                                const Results<Blocks>& results) {
-  constexpr int kTogether = 4;  // slots, a group of four lanes each
-  const int g = lane() / 4, t = lane() % 4, columns = columns_in_use(v);
+  Round& round = memory.round();
+  const Place me;
+  const int t = me.t;
+  const int held = me.lane < warps_of_block() ? memory.state(me.lane).piece : -1;
   for_value_tiles(v, round, [&](int p, int tile, bool there) {
-    if (!there || round.finishes[p] == 0) return;
-    const std::uint16_t* const slots = results.slots(p);
-    const int count = results.slot_count(p);
-    const auto state = [&](int i, int e) {
-      return i < count ? v.part_state[slots[i] * kColumns + t + 4 * e] : float2{kLowest, 0};
-    };
-    float m[Blocks];
+    const std::uint32_t holders = ballot(held == p);
+    const int aside = block() * quant::kBlockParts + kAside + p;
+    const bool has_aside = round.aside[p] != 0;
+    float m[Blocks], l[Blocks] = {};
+    float2 kept[Blocks];
 #pragma unroll
     for (int e = 0; e < Blocks; ++e) {
-      m[e] = kLowest;
-#pragma unroll 2
-      for (int i = g; i < count; i += kTogether) m[e] = fmaxf(m[e], state(i, e).x);
-#pragma unroll
-      for (int step = 4; step < quant::kWarpLanes; step *= 2)
-        m[e] = fmaxf(m[e], shuffle_xor(m[e], step));
+      kept[e] = has_aside ? v.part_state[aside * kColumns + t + 4 * e] : float2{kLowest, 0};
+      m[e] = kept[e].x;
     }
+    const int element = tile * quant::kWarpLanes + me.lane;
+    Output<Blocks> of_aside = {};
+    if (has_aside && there) of_aside = part_output<Blocks>(v, aside)[element];
+    for (std::uint32_t left = holders; left != 0; left &= left - 1)
+#pragma unroll
+      for (int e = 0; e < Blocks; ++e)
+        m[e] = fmaxf(m[e], memory.state(first_bit(left)).state[t + 4 * e].x);
+    Output<Blocks> sum = {};
+    const auto add = [&](const Output<Blocks>& o, int e, float2 state) {
+      const float factor = exp2_fast(state.x - m[e]);
+      l[e] = fused(factor, state.y, l[e]);
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        sum.x[2 * e + h] = fused(factor, o.x[2 * e + h], sum.x[2 * e + h]);
+    };
+    if (has_aside)
+#pragma unroll
+      for (int e = 0; e < Blocks; ++e) add(of_aside, e, kept[e]);
+    for (std::uint32_t left = holders; left != 0; left &= left - 1) {
+      const int w = first_bit(left);
+      const Output<Blocks> o = there ? memory.output(w)[element] : Output<Blocks>{};
+#pragma unroll
+      for (int e = 0; e < Blocks; ++e) add(o, e, memory.state(w).state[t + 4 * e]);
+    }
+    const Piece& piece = round.pieces[p];
+    const int slot = part_slot(piece);
+    if (there) {
+      if (piece.whole())
+        keep_tile(v, round, results, p, tile, sum, me);
+      else
+        part_output<Blocks>(v, slot)[element] = sum;
+    }
+    if (tile == 0 && me.lane < 4) {
+      float2* const states =
+          piece.whole() ? results.states(p) : v.part_state + std::int64_t{slot} * kColumns;
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        states[t + 4 * e] =
+            e < Blocks ? float2{m[e % Blocks], l[e % Blocks]} : float2{kLowest, 0};
+    }
+  });
+}
+
+/// The slots of a shared segment's parts in the order of blocks. Pieces go to the last warps first:
+/// the first ones merge.
+template <int Blocks>
+KVPLAN_DEVICE void list_slots(const AttentionView& v, const Round& round,
+                              const Results<Blocks>& results) {
+#pragma unroll 1
+  for (int p = warps_of_block() - 1 - warp(); p < round.count; p += warps_of_block()) {
+    const Piece& piece = round.pieces[p];
+    if (piece.whole()) continue;
+    std::uint16_t* const slots = results.slots(p);
+    int count = 0;
+    const WorkCosts& costs = v.layer.costs;
+    const std::uint32_t length = segment_length(costs, piece);
+    const Cut cut(round.line, static_cast<std::uint32_t>(v.decode_blocks));
+    const int first = static_cast<int>(cut.holder(piece.start));
+    const int last = static_cast<int>(cut.holder(piece.start + length - 1));
+#pragma unroll 1
+    for (int base = first; base <= last; base += quant::kWarpLanes) {
+      const int b = base + lane();
+      int begin = 0, end = 0;
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i) {
+        const int units = units_before(costs, piece, cut.begin(static_cast<std::uint32_t>(b + i)));
+        (i == 0 ? begin : end) = units;
+      }
+      const bool has = b <= last && begin < end;
+      const std::uint32_t found = ballot(has);
+      if (has)
+        slots[count + std::popcount(found & ((1u << lane()) - 1))] = static_cast<std::uint16_t>(
+            b * quant::kBlockParts + (begin > 0 ? kContinued : kBegun));
+      count += std::popcount(found);
+    }
+    if (lane() == 0) results.slot_count(p) = count;
+  }
+}
+
+/// Tells which segments are complete: whose last units are this block's. The units of the others
+/// are counted, and the last block to count finds all there.
+KVPLAN_DEVICE void arrive(const AttentionView& v, Round& round) {
+  sync_block();
+  if (round.all_whole != 0) return;
+  if (thread() < round.count && !round.pieces[thread()].whole()) {
+    const Piece& piece = round.pieces[thread()];
+    std::int32_t& arrived = v.arrived[piece.segment];
+    const int units = piece.end - piece.begin;
+    fence_device();
+    const bool finishes = add_atomic(arrived, units) + units == piece.units();
+    fence_device();
+    if (finishes) arrived = 0;
+    round.finishes[thread()] = finishes ? 1 : 0;
+  }
+  sync_block();
+}
+
+/// Sums over the parts of finished shared segments, relative to the maximum of the packed tokens.
+template <int Blocks>
+KVPLAN_DEVICE void merge_parts(const AttentionView& v, Round& round,
+                               const Results<Blocks>& results) {
+  constexpr int kGroup = 8;                         // slots: four lanes hold the states of one
+  constexpr int kTogether = Blocks == 1 ? 16 : 8;   // on the way together
+  const Place me;
+  const int g = me.g, t = me.t;
+  for_value_tiles(v, round, [&](int p, int tile, bool there) {
+    if (round.finishes[p] == 0 || round.pieces[p].whole()) return;
+    const std::uint16_t* const slots = results.slots(p);
+    const int count = results.slot_count(p);
+    float m[Blocks], l[Blocks] = {};
+#pragma unroll
+    for (int e = 0; e < Blocks; ++e) m[e] = kLowest;
     Output<Blocks> sum = {};
 #pragma unroll 1
     for (int base = 0; base < count; base += kTogether) {
       Output<Blocks> o[kTogether];
-      float weight[Blocks];
+      float2 states[kTogether / kGroup][Blocks];
 #pragma unroll
-      for (int e = 0; e < Blocks; ++e) {
-        const float2 one = state(base + g, e);
-        weight[e] = one.y > 0 ? exp2_fast(one.x - m[e]) : 0;
-      }
-#pragma unroll
-      for (int k = 0; k < kTogether; ++k)
-        o[k] = base + k < count
-                   ? part_output<Blocks>(v, slots[base + k])[tile * quant::kWarpLanes + lane()]
-                   : Output<Blocks>{};
-#pragma unroll
-      for (int k = 0; k < kTogether; ++k)
+      for (int j = 0; j < kTogether / kGroup; ++j)
 #pragma unroll
         for (int e = 0; e < Blocks; ++e) {
-          const float factor = shuffle(weight[e], 4 * k + t);
-#pragma unroll
-          for (int h = 0; h < 2; ++h)
-            sum.x[2 * e + h] = fused(factor, o[k].x[2 * e + h], sum.x[2 * e + h]);
+          const int i = base + kGroup * j + g;
+          states[j][e] =
+              i < count ? load_written(v.part_state + std::int64_t{slots[i]} * kColumns + t + 4 * e)
+                        : float2{kLowest, 0};
         }
-    }
-    const int head = round.pieces[p].head;
-    const ValueTile to = value_tile(v.layer.heads[head].v, tile);
-    const bool outliers = to.code == quant::TileCode::kInteger;
-    const bool transformed = !outliers && to.code != quant::TileCode::kHalf;
 #pragma unroll
-    for (int e = 0; e < Blocks; ++e) {
-      const int column = t + 4 * e;
-      float most = 0;
+      for (int k = 0; k < kTogether; ++k)
+        o[k] = there && base + k < count
+                   ? load_output(part_output<Blocks>(v, slots[base + k]) +
+                                 tile * quant::kWarpLanes + me.lane)
+                   : Output<Blocks>{};
+      float weights[kTogether / kGroup][Blocks];
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = g + 8 * h, at = to.coordinate + row;
-        if (row >= to.coordinates || column >= columns) continue;
-        const float x = sum.x[2 * e + h];
-        if (transformed) {
-          results.merged(p, column)[at] = x;
-          most = fmaxf(most, fabsf(x));
-        } else {
-          const int channel =
-              outliers ? v.layer.encoders[kValues * v.layer.kv_heads + head].outliers[at] : at;
-          results.direct(p, column)[channel] = x;
+      for (int e = 0; e < Blocks; ++e) {
+        float top = m[e];
+#pragma unroll
+        for (int j = 0; j < kTogether / kGroup; ++j) top = fmaxf(top, states[j][e].x);
+#pragma unroll
+        for (int step = 4; step < quant::kWarpLanes; step *= 2)
+          top = fmaxf(top, shuffle_xor(top, step));
+        const float factor = exp2_fast(m[e] - top);
+        m[e] = top;
+        l[e] *= factor;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) sum.x[2 * e + h] *= factor;
+#pragma unroll
+        for (int j = 0; j < kTogether / kGroup; ++j) {
+          weights[j][e] = states[j][e].y > 0 ? exp2_fast(states[j][e].x - top) : 0;
+          l[e] = fused(weights[j][e], states[j][e].y, l[e]);
         }
       }
 #pragma unroll
-      for (int step = 4; step < quant::kWarpLanes; step *= 2)
-        most = fmaxf(most, shuffle_xor(most, step));
-      if (g == 0 && most > 0) max_atomic(results.most(p)[column], most);
+      for (int j = 0; j < kTogether / kGroup; ++j) {
+        if (base + kGroup * j >= count) break;
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k)
+#pragma unroll
+          for (int e = 0; e < Blocks; ++e) {
+            const float factor = shuffle(weights[j][e], 4 * k + t);
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+              sum.x[2 * e + h] =
+                  fused(factor, o[kGroup * j + k].x[2 * e + h], sum.x[2 * e + h]);
+          }
+      }
+    }
+    if (there) keep_tile(v, round, results, p, tile, sum, me);
+    if (tile > 0) return;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      // Each of the eight lanes of a column has summed some slots' masses.
+      float mass = l[e % Blocks];
+#pragma unroll
+      for (int step = 4; step < quant::kWarpLanes; step *= 2) mass += shuffle_xor(mass, step);
+      if (g == 0) results.states(p)[t + 4 * e] = e < Blocks ? float2{m[e % Blocks], mass}
+                                                            : float2{kLowest, 0};
     }
   });
 }
 
-/// Outputs of a column at the channels of multiply_tile.
-struct ColumnOutput {
-  PassColumn of;
-  float x[4];
-};
-
-/// Adds the fp16 tokens.
+/// Sums over the chunks of fp16 tokens of finished segments, relative to their own maximum. A lane
+/// sums four channels of a column.
 template <int Blocks>
-KVPLAN_DEVICE void add_plain(const AttentionView& v, const Piece& piece, const ResultColumn& terms,
-                             int tile, ColumnOutput& o) {
-  constexpr int kTogether = 4;
-  const int d = v.layer.head_dim, channel = 16 * tile + 2 * (lane() % 4);
-  const std::int64_t segment = std::int64_t{piece.segment} * v.plain_chunks;
+KVPLAN_DEVICE void merge_plain(const AttentionView& v, const Round& round,
+                               const Results<Blocks>& results) {
+  constexpr int kTogether = 5;  // chunks
+  const int d = v.layer.head_dim, quads = d / 4, columns = columns_in_use(v);
+  const int all = round.count * columns * quads;
+  const Place me;
 #pragma unroll 1
-  for (int base = 0; base < piece.chunks; base += kTogether) {
-    float weight[kTogether];
-    float2 pairs[kTogether][2];
+  for (int i = threads() - 1 - (me.warp * quant::kWarpLanes + me.lane); i < all; i += threads()) {
+    const int row = i / quads, channel = 4 * (i - row * quads);
+    const int p = row / columns, column = row - p * columns;
+    if (round.finishes[p] == 0) continue;
+    const Piece& piece = round.pieces[p];
+    const std::int64_t segment = std::int64_t{piece.segment} * v.plain_chunks;
+    float m = kLowest;
+    float4 sum{0, 0, 0, 0};
+#pragma unroll 1
+    for (int base = 0; base < piece.chunks; base += kTogether) {
+      float2 states[kTogether];
+      float4 o[kTogether];
 #pragma unroll
-    for (int k = 0; k < kTogether; ++k) {
-      const float2 state = base + k < piece.chunks
-                               ? v.plain_state[(segment + base + k) * kColumns + o.of.column]
-                               : float2{kLowest, 0};
-      weight[k] = state.y > 0 ? exp2_fast(state.x - terms.maximum) : 0;
+      for (int k = 0; k < kTogether; ++k) {
+        const bool there = base + k < piece.chunks;
+        states[k] = there ? load_written(v.plain_state + (segment + base + k) * kColumns + column)
+                          : float2{kLowest, 0};
+        o[k] = there ? load_written(reinterpret_cast<const float4*>(
+                           v.plain_output +
+                           ((segment + base + k) * (4 * Blocks) + column) * d + channel))
+                     : float4{0, 0, 0, 0};
+      }
+      float top = m;
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) top = fmaxf(top, states[k].x);
+      const float factor = exp2_fast(m - top);
+      m = top;
+      sum.x *= factor, sum.y *= factor, sum.z *= factor, sum.w *= factor;
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        if (!(states[k].y > 0)) continue;
+        const float weight = exp2_fast(states[k].x - top);
+        sum.x = fused(weight, o[k].x, sum.x), sum.y = fused(weight, o[k].y, sum.y);
+        sum.z = fused(weight, o[k].z, sum.z), sum.w = fused(weight, o[k].w, sum.w);
+      }
     }
-#pragma unroll
-    for (int k = 0; k < kTogether; ++k)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float* const from = v.plain_output +
-                                  ((segment + base + k) * (4 * Blocks) + o.of.column) * d +
-                                  channel + 8 * h;
-        pairs[k][h] = weight[k] > 0 && channel + 8 * h < d ? *reinterpret_cast<const float2*>(from)
-                                                           : float2{0, 0};
-      }
-#pragma unroll
-    for (int k = 0; k < kTogether; ++k)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        o.x[2 * h] = fused(weight[k], pairs[k][h].x, o.x[2 * h]);
-        o.x[2 * h + 1] = fused(weight[k], pairs[k][h].y, o.x[2 * h + 1]);
-      }
+    *reinterpret_cast<float4*>(results.plain(p, column) + channel) = sum;
   }
 }
 
-/// Finished segments, out of the transform. A warp makes 16 channels of the columns of a pass.
+/// Sums relative to their maximum.
+struct Mass {
+  float m = kLowest, l = 0;
+  KVPLAN_DEVICE void add(float2 state) {
+    const float top = fmaxf(m, state.x);
+    l = fused(l, exp2_fast(m - top), state.y * exp2_fast(state.x - top));
+    m = top;
+  }
+};
+
+/// The terms of the columns of finished segments, and lse. A lane does a column.
 template <int Blocks>
-KVPLAN_DEVICE void store_outputs(const AttentionView& v, const Round& round,
-                                 const Results<Blocks>& results) {
-  const int d = v.layer.head_dim, tiles = matrix_tiles(d), g = lane() / 4, t = lane() % 4;
-  for_pass_tiles(round, tiles, warps_of_block(), [&](int pass, int tile) {
-    const int head = round.pieces[round.pass_begin[pass]].head;
-    ColumnOutput columns[2] = {{{v, round, pass, g}, {}}, {{v, round, pass, g + 8}, {}}};
-    const float* merged[2];
-    float inverse[2], most[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      PassColumn& c = columns[i].of;
-      const bool there = c.row >= 0 && round.finishes[c.piece] != 0;
-      if (!there) c.row = -1;
-      merged[i] = there ? results.merged(c.piece, c.column) + 2 * t : nullptr;
-      most[i] = there ? results.most(c.piece)[c.column] : 0;
-      inverse[i] = most[i] > 0 ? reciprocal_fast(most[i]) : 0;
-    }
-    if (!any(columns[0].of.row >= 0 || columns[1].of.row >= 0)) return;
-    float sums[2][4] = {};
-    if (!v.layer.fp16[kValues].has(head)) {
-      multiply_tile(
-          v.layer.v_matrix + std::int64_t{head} * tiles * tiles * 2 * quant::kWarpLanes, tiles,
-          tile, [](int step) { return step; },
-          [&](int step, std::uint32_t(&a)[4], std::uint32_t(&rest)[4]) {
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {
-              const int i = k % 2;
-              const float2 x =
-                  merged[i] != nullptr
-                      ? *reinterpret_cast<const float2*>(merged[i] + 16 * step + 8 * (k / 2))
-                      : float2{0, 0};
-              const float low = x.x * inverse[i], high = x.y * inverse[i];
-              a[k] = pack_halves(low, high);
-              rest[k] = pack_halves((low - low_half(a[k])) * kLowScale,
-                                    (high - high_half(a[k])) * kLowScale);
-            }
-          },
-          sums);
-    }
-    const float scale = v.layer.matrix_scales[head].y;
-#pragma unroll 1
-    for (int i = 0; i < 2; ++i) {
-      ColumnOutput o = i == 0 ? columns[0] : columns[1];
-      if (o.of.row < 0) continue;
-      const ResultColumn terms = results.terms(o.of.piece)[o.of.column];
-      const float* const direct = results.direct(o.of.piece, o.of.column) + 16 * tile;
-      const float factor = (i == 0 ? most[0] : most[1]) * scale;
-#pragma unroll
-      for (int k = 0; k < 4; ++k)
-        o.x[k] =
-            terms.packed * fused(factor, i == 0 ? sums[0][k] : sums[1][k], direct[tile_row(k)]);
-      add_plain<Blocks>(v, round.pieces[o.of.piece], terms, tile, o);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int channel = 16 * tile + 2 * t + 8 * h;
-        if (channel >= d) continue;
-        float x = o.x[2 * h], y = o.x[2 * h + 1];
-        if (v.layer.v_mean != nullptr) {
-          const auto mean = *reinterpret_cast<const float2*>(v.layer.v_mean + head * d + channel);
-          x = fused(mean.x, terms.mass, x), y = fused(mean.y, terms.mass, y);
-        }
-        x *= terms.inverse, y *= terms.inverse;
-        const std::int64_t at = std::int64_t{o.of.row} * d + channel;
-        if (v.out != nullptr) *reinterpret_cast<std::uint32_t*>(v.out + at) = pack_halves(x, y);
-        if (v.out_float != nullptr) *reinterpret_cast<float2*>(v.out_float + at) = {x, y};
-      }
-    }
-  });
+KVPLAN_DEVICE void finish_columns(const AttentionView& v, const Round& round,
+                                  const Results<Blocks>& results) {
+  for (int i = thread(); i < round.count * kColumns; i += threads()) {
+    const int p = i / kColumns, c = i % kColumns;
+    if (round.finishes[p] == 0 || c >= columns_in_use(v)) continue;
+    const Piece& piece = round.pieces[p];
+    const float2* const states =
+        v.plain_state + std::int64_t{piece.segment} * v.plain_chunks * kColumns + c;
+    Mass plain;
+#pragma unroll 5
+    for (int k = 0; k < piece.chunks; ++k) plain.add(load_written(states + k * kColumns));
+    const float2 packed = results.states(p)[c];
+    const float maximum = fmaxf(packed.x, plain.m);
+    const float factor = packed.y > 0 ? exp2_fast(packed.x - maximum) : 0;
+    const float plain_factor = exp2_fast(plain.m - maximum);
+    const float mass = factor * packed.y;
+    const float total = fused(plain.l, plain_factor, mass);
+    results.terms(p)[c] = {factor, plain_factor, mass, total > 0 ? 1 / total : 0};
+    constexpr float kLn2 = 0.693147180559945309417f;
+    const int row = round.rows[p][c];
+    if (v.lse != nullptr && row >= 0) v.lse[row] = kLn2 * (maximum + std::log2(total));
+  }
 }
+
+/// Finished segments, out of the transform. A warp makes 16 channels of the columns of a head. What
+/// the first task of the warp reads is sent for on construction.
+template <int Blocks>
+class OutputTransform {
+ public:
+  KVPLAN_DEVICE OutputTransform(const AttentionView& v, const Round& round,
+                                const Results<Blocks>& results)
+      : v_(v),
+        round_(round),
+        results_(results),
+        tiles_(matrix_tiles(v.layer.head_dim)),
+        task_(round, tiles_, me_.warp) {
+    rows_.clear();
+    if (task_.there) load(0);
+  }
+
+  KVPLAN_DEVICE void finish() {
+    bool loaded = true;
+#pragma unroll 1
+    for (int index = me_.warp; task_.there; task_ = MatrixTask(round_, tiles_, index)) {
+#pragma unroll 1
+      for (int pass = task_.first_pass; pass < task_.end_pass; ++pass) {
+        make(pass, loaded);
+        loaded = tiles_ <= kStepsHeld;
+      }
+      loaded = false;
+      index += warps_of_block();
+    }
+  }
+
+ private:
+  KVPLAN_DEVICE bool transformed() const { return !v_.layer.fp16[kValues].has(task_.head); }
+  KVPLAN_DEVICE void load(int first) {
+    if (transformed()) rows_.load(v_.layer.v_matrix, tiles_, task_.head, task_.tile, first, me_);
+  }
+
+  // A column of the lane.
+  struct Column {
+    PassColumn of;
+    const float* merged;
+    float most, inverse;
+    KVPLAN_DEVICE Column(const OutputTransform& t, int pass, int c) : of(t.v_, t.round_, pass, c) {
+      if (of.row >= 0 && t.round_.finishes[of.piece] == 0) of.row = -1;
+      const bool there = of.row >= 0;
+      merged = there ? t.results_.merged(of.piece, of.column) + 2 * t.me_.t : nullptr;
+      most = there ? t.round_.most[of.piece][of.column] : 0;
+      inverse = most > 0 ? reciprocal_fast(most) : 0;
+    }
+  };
+
+  // `loaded`: rows_ has the first terms.
+  KVPLAN_DEVICE void make(int pass, bool loaded) {
+    const int g = me_.g, t = me_.t;
+    const Column columns[2] = {{*this, pass, g}, {*this, pass, g + 8}};
+    if (!any(columns[0].of.row >= 0 || columns[1].of.row >= 0)) {
+      if (!loaded) load(0);
+      return;
+    }
+    float sums[2][4] = {};
+    if (transformed()) {
+      const int coded = v_.layer.heads[task_.head].v.coded;
+      ColumnProduct product;
+#pragma unroll 1
+      for (int first = 0; first < tiles_; first += kStepsHeld) {
+        if (!loaded || first > 0) load(first);
+        product.add(rows_, [&](int step, std::uint32_t(&a)[4], std::uint32_t(&rest)[4]) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const Column& c = columns[k % 2];
+            const int at = 16 * (first + step) + 8 * (k / 2);
+            const float2 x = c.merged != nullptr && at + 2 * t < coded
+                                 ? *reinterpret_cast<const float2*>(c.merged + at)
+                                 : float2{0, 0};
+            const float low = x.x * c.inverse, high = x.y * c.inverse;
+            a[k] = pack_halves(low, high);
+            rest[k] = pack_halves((low - low_half(a[k])) * kLowScale,
+                                  (high - high_half(a[k])) * kLowScale);
+          }
+        });
+      }
+      product.take(sums);
+    }
+    const float scale = v_.layer.matrix_scales[task_.head].y;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if (columns[i].of.row >= 0) store(columns[i].of, columns[i].most * scale, sums[i]);
+  }
+
+  KVPLAN_DEVICE void store(const PassColumn& column, float factor, const float (&sums)[4]) const {
+    const int d = v_.layer.head_dim, first = 16 * task_.tile + 2 * me_.t;
+    const ResultColumn terms = results_.terms(column.piece)[column.column];
+    const float* const plain = results_.plain(column.piece, column.column);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int channel = first + 8 * h;
+      if (channel >= d) continue;
+      float x = factor * sums[2 * h], y = factor * sums[2 * h + 1];
+      if (!v_.layer.only_bytes) {
+        const float* const direct = results_.direct(column.piece, column.column) + channel;
+        x += direct[0], y += direct[1];
+      }
+      x *= terms.packed, y *= terms.packed;
+      if (terms.plain > 0)
+        x = fused(terms.plain, plain[channel], x), y = fused(terms.plain, plain[channel + 1], y);
+      if (v_.layer.v_mean != nullptr) {
+        const auto mean =
+            *reinterpret_cast<const float2*>(v_.layer.v_mean + task_.head * d + channel);
+        x = fused(mean.x, terms.mass, x), y = fused(mean.y, terms.mass, y);
+      }
+      x *= terms.inverse, y *= terms.inverse;
+      const std::int64_t at = std::int64_t{column.row} * d + channel;
+      if (v_.out != nullptr) *reinterpret_cast<std::uint32_t*>(v_.out + at) = pack_halves(x, y);
+      if (v_.out_float != nullptr) *reinterpret_cast<float2*>(v_.out_float + at) = {x, y};
+    }
+  }
+
+  const Place me_;
+  const AttentionView& v_;
+  const Round& round_;
+  const Results<Blocks>& results_;
+  const int tiles_;
+  MatrixTask task_;
+  MatrixRows rows_;
+};
 
 /// What the warps have found, to memory; the segments that are complete, to the outputs. By the
 /// block, all of whose warps are done.
@@ -450,14 +560,22 @@ template <int Blocks>
 KVPLAN_DEVICE void leave_results(const AttentionView& v, const BlockMemory<Blocks>& memory) {
   Round& round = memory.round();
   const Results<Blocks> results(v, memory);
-  clear_results(results, round.count);
+  if (!v.layer.only_bytes) {
+    clear_direct(results, round.count);
+    sync_block();
+  }
   list_slots(v, round, results);
-  merge_warps(v, memory);
+  merge_warps(v, memory, results);
+  OutputTransform<Blocks> outputs(v, round, results);
   arrive(v, round);
+  merge_plain(v, round, results);
+  if (round.all_whole == 0) {
+    merge_parts(v, round, results);
+    sync_block();
+  }
   finish_columns(v, round, results);
-  merge_parts(v, round, results);
   sync_block();
-  store_outputs(v, round, results);
+  outputs.finish();
 }
 
 }  // namespace kvplan::kernels

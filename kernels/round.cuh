@@ -1,10 +1,10 @@
 #pragma once
-// Which block works on what. Every segment offers units of work: its chunks of fp16 tokens and its
-// packed pages (round.h). All units are laid end to end, KV head after KV head, within a head
-// segment after segment, each as long as the work on it takes, and the line is cut into equal
-// stretches: a block owns the units that start in its stretch. It takes its stretch in rounds of at
-// most kMaxPieces segments, within which the line is cut again for the warps. Private to the decode
-// kernels.
+// Which block works on what. Every segment offers units of work: its fp16 tokens and its packed
+// pages (round.h). All units are laid end to end, KV head after KV head, within a head segment after
+// segment, each as long as the work on it takes, and the line is cut into equal stretches: a block
+// owns the units that start in its stretch. It takes its stretch in rounds of at most kMaxPieces
+// segments. The pages of a round are laid end to end again and cut for the warps; fp16 tokens go to
+// whichever warp is free. Private to the decode kernels.
 
 #include <bit>
 
@@ -15,31 +15,35 @@
 
 namespace kvplan::kernels {
 
-/// Length of a segment on the line. Its first unit is longer: a warp that comes to a segment has to
-/// begin anew.
+/// How many units start before a distance > 0 from the start of the first, which is `first` long;
+/// the others are `each` long.
+KVPLAN_DEVICE int units_within(std::uint32_t distance, std::uint32_t first, std::uint32_t each,
+                               int units) {
+  if (units <= 1 || distance <= first) return units < 1 ? 0 : 1;
+  const std::uint32_t more = (distance - first + each - 1) / each;
+  const auto rest = static_cast<std::uint32_t>(units - 1);
+  return 1 + static_cast<int>(more < rest ? more : rest);
+}
+
+/// Length of the first unit of a segment: a warp that comes to a segment has to begin anew.
+KVPLAN_DEVICE std::uint32_t first_length(const WorkCosts& costs, const Piece& piece) {
+  return costs.start + (piece.chunks > 0 ? costs.chunk * static_cast<std::uint32_t>(piece.chunks)
+                                         : costs.head(piece.head));
+}
+/// Length of a segment on the line.
 KVPLAN_DEVICE std::uint32_t segment_length(const WorkCosts& costs, const Piece& piece) {
   return costs.start + costs.chunk * static_cast<std::uint32_t>(piece.chunks) +
-         costs.head[piece.head] * static_cast<std::uint32_t>(piece.page_units);
+         costs.head(piece.head) * static_cast<std::uint32_t>(piece.page_units);
 }
 
 /// Units of a segment that start before a position of the line.
 KVPLAN_DEVICE int units_before(const WorkCosts& costs, const Piece& piece, std::uint32_t position) {
-  if (position <= piece.start || piece.units() == 0) return 0;
-  std::uint32_t distance = position - piece.start;
-  if (distance <= costs.start) return 1;
-  distance -= costs.start;
-  const std::uint32_t chunk = costs.chunk, page = costs.head[piece.head];
-  const auto chunks = static_cast<std::uint32_t>(piece.chunks),
-             pages = static_cast<std::uint32_t>(piece.page_units);
-  const std::uint32_t in_chunks = chunk * chunks;
-  const bool behind = distance > in_chunks;
-  if (behind && distance - in_chunks >= page * pages) return static_cast<int>(chunks + pages);
-  const std::uint32_t unit = behind ? page : chunk;
-  const std::uint32_t units = ((behind ? distance - in_chunks : distance) + unit - 1) / unit;
-  return static_cast<int>(behind ? chunks + units : units);
+  if (position <= piece.start) return 0;
+  return units_within(position - piece.start, first_length(costs, piece), costs.head(piece.head),
+                      piece.units());
 }
 
-/// The piece of a sequence, without its place on the line.
+/// The piece of a sequence, without its head and its place on the line.
 template <int Pages>
 KVPLAN_DEVICE Piece piece_of(const AttentionView& v, int sequence) {
   Piece piece{};
@@ -57,6 +61,16 @@ KVPLAN_DEVICE Piece piece_of(const AttentionView& v, int sequence) {
   return piece;
 }
 
+/// Length of the heads before `head` on the line.
+KVPLAN_DEVICE std::uint32_t heads_length(const AttentionView& v, const Round& round, int head) {
+  const WorkCosts& costs = v.layer.costs;
+  const std::uint32_t of_head = costs.start * static_cast<std::uint32_t>(v.batch.sequences) +
+                                costs.chunk * static_cast<std::uint32_t>(round.chunks);
+  return (costs.before[head] * static_cast<std::uint32_t>(round.page_units) +
+          of_head * static_cast<std::uint32_t>(head)) *
+         static_cast<std::uint32_t>(v.column_blocks);
+}
+
 /// Measures the line. By the first warp of a block.
 template <int Pages>
 KVPLAN_DEVICE void measure_line(const AttentionView& v, Round& round) {
@@ -65,21 +79,15 @@ KVPLAN_DEVICE void measure_line(const AttentionView& v, Round& round) {
     const Piece piece = piece_of<Pages>(v, i);
     chunks += piece.chunks, page_units += piece.page_units;
   }
+#pragma unroll
   for (int step = 1; step < quant::kWarpLanes; step *= 2) {
     chunks += shuffle_xor(chunks, step);
     page_units += shuffle_xor(page_units, step);
   }
-  const WorkCosts& costs = v.layer.costs;
-  const auto heads = static_cast<std::uint32_t>(v.layer.kv_heads),
-             sequences = static_cast<std::uint32_t>(v.batch.sequences);
-  const std::uint32_t of_head =
-      costs.start * sequences + costs.chunk * static_cast<std::uint32_t>(chunks);
-  const std::uint32_t line =
-      (static_cast<std::uint32_t>(page_units) * costs.all + of_head * heads) *
-      static_cast<std::uint32_t>(v.column_blocks);
-  const Cut cut(line, static_cast<std::uint32_t>(v.decode_blocks));
   if (lane() == 0) {
     round.chunks = chunks, round.page_units = page_units;
+    const std::uint32_t line = heads_length(v, round, v.layer.kv_heads);
+    const Cut cut(line, static_cast<std::uint32_t>(v.decode_blocks));
     round.line = line;
     round.end = cut.begin(static_cast<std::uint32_t>(block()));  // of the round before
     round.block_end = cut.begin(static_cast<std::uint32_t>(block()) + 1);
@@ -87,27 +95,37 @@ KVPLAN_DEVICE void measure_line(const AttentionView& v, Round& round) {
   sync_warp();
 }
 
-/// The next round of the block, without pieces behind the last. By the first warp of a block.
+/// The head that holds a position of the line, or a later one when there is none such.
+KVPLAN_DEVICE int head_at(const AttentionView& v, const Round& round, std::uint32_t position) {
+  int head = 0;
+#pragma unroll 1
+  for (; head < v.layer.kv_heads; head += quant::kWarpLanes) {
+    const int mine = head + lane() + 1;
+    const std::uint32_t behind = ballot(
+        heads_length(v, round, mine < v.layer.kv_heads ? mine : v.layer.kv_heads) > position);
+    if (behind != 0) return head + first_bit(behind);
+  }
+  return head;
+}
+
+/// Finds the pieces of the next round, at most `most`, without what follows from their units; ->
+/// how many. `end`: of the round.
 template <int Pages>
-KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
-  const std::uint32_t begin = round.end, block_end = round.block_end;
+KVPLAN_DEVICE int find_pieces(const AttentionView& v, Round& round, std::uint32_t begin,
+                              std::uint32_t& end) {
+  const std::uint32_t block_end = round.block_end;
   const int most = v.layer.shared.most_pieces;
   const int segments = v.batch.sequences * v.column_blocks;  // of a head
   const WorkCosts& costs = v.layer.costs;
-  std::uint32_t end = block_end, head_start = 0;
-  int count = 0;
-  sync_warp();
+  end = block_end;
+  if (begin >= block_end) return 0;
+  int count = 0, head = head_at(v, round, begin);
 #pragma unroll 1
-  for (int head = 0; head < v.layer.kv_heads && end == block_end && head_start < end; ++head) {
-    std::uint32_t start = head_start;
-    head_start += (costs.head[head] * static_cast<std::uint32_t>(round.page_units) +
-                   costs.chunk * static_cast<std::uint32_t>(round.chunks) +
-                   costs.start * static_cast<std::uint32_t>(v.batch.sequences)) *
-                  static_cast<std::uint32_t>(v.column_blocks);
-    if (head_start <= begin) continue;
+  for (; head < v.layer.kv_heads; ++head) {
+    std::uint32_t start = heads_length(v, round, head);
+    if (start >= block_end) break;
 #pragma unroll 1
-    for (int first = 0; first < segments && end == block_end && start < end;
-         first += quant::kWarpLanes) {
+    for (int first = 0; first < segments && start < block_end; first += quant::kWarpLanes) {
       // A lane looks at a segment.
       const int s = first + lane();
       const int sequence = v.column_blocks == 1 ? s : s / v.column_blocks;
@@ -124,23 +142,67 @@ KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
         if (lane() >= step) until += before;
       }
       piece.start = start + until - length;
-#pragma unroll 1
-      for (int i = 0; i < 2; ++i) {
-        const int units = units_before(costs, piece, i == 0 ? begin : block_end);
-        (i == 0 ? piece.begin : piece.end) = units;
-      }
-      const bool mine = piece.begin < piece.end;
+      bool mine = piece.start < block_end && piece.start + length > begin && piece.units() > 0;
+      // Of a segment that began before, perhaps only the rest of its last unit.
+      const bool goes_on = mine && piece.start < begin;
+      if (any(goes_on)) mine = mine && (!goes_on || units_before(costs, piece, begin) < piece.units());
       const std::uint32_t found = ballot(mine);
       const int index = count + std::popcount(found & ((1u << lane()) - 1));
       if (mine && index < most) round.pieces[index] = piece;
       count += std::popcount(found);
       if (count > most) {
         end = shuffle(piece.start, first_bit(ballot(mine && index == most)));
-        count = most;
+        return most;
       }
       start += shuffle(until, quant::kWarpLanes - 1);
     }
   }
+  return count;
+}
+
+/// The next round of the block, without pieces behind the last. By the first warp of a block.
+template <int Pages>
+KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
+  const std::uint32_t begin = round.end;
+  std::uint32_t end;
+  sync_warp();
+  const int count = find_pieces<Pages>(v, round, begin, end);
+  sync_warp();
+  // A lane completes a piece.
+  std::uint32_t length = 0;
+  if (lane() < count) {
+    Piece& piece = round.pieces[lane()];
+    const WorkCosts& costs = v.layer.costs;
+    piece.begin = units_before(costs, piece, begin), piece.end = units_before(costs, piece, end);
+    const int units = piece.end_page_unit() - piece.first_page_unit();
+    if (units > 0)
+      length = costs.start + costs.head(piece.head) * static_cast<std::uint32_t>(units);
+    const quant::HeadLayout& head = v.layer.heads[piece.head];
+    const int frequencies = 8 * v.layer.phase_steps;
+    PageSource& source = round.sources[lane()];
+    source.pages = v.layer.pool + head.block_offset;
+    source.blocks = v.batch.page_table +
+                    std::int64_t{v.batch.slot[piece.sequence]} * v.batch.table_stride;
+    source.phases = v.layer.page_phase;
+    source.block_bytes = v.layer.block_bytes;
+    source.key_bytes = key_tile_bytes(head);
+    source.rest_bytes = head.page_bytes - source.key_bytes;
+    source.phase_bytes = static_cast<std::uint32_t>(frequencies * static_cast<int>(sizeof(float2)));
+  }
+  std::uint32_t until = length;
+#pragma unroll
+  for (int step = 1; step < kMaxPieces; step *= 2) {
+    const std::uint32_t before = shuffle(until, lane() - step);
+    if (lane() >= step) until += before;
+  }
+  if (lane() < kMaxPieces) {
+    round.page_start[lane()] = until - length;
+    round.aside[lane()] = 0;
+    round.finishes[lane()] = lane() < count && round.pieces[lane()].whole() ? 1 : 0;
+    if (lane() == kMaxPieces - 1) round.page_line = until;
+  }
+  const bool shared = lane() < count && !round.pieces[lane()].whole();
+  const bool all_whole = !any(shared);
   sync_warp();
   for (int i = lane(); i < count * kColumns; i += quant::kWarpLanes) {
     const Piece& piece = round.pieces[i / kColumns];
@@ -152,19 +214,25 @@ KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
         there ? (v.batch.first_row[sequence] + token) * v.layer.kv_heads * v.queries_per_kv +
                     piece.head * v.queries_per_kv + c - token * v.queries_per_kv
               : -1;
+    round.most[i / kColumns][i % kColumns] = 0;
   }
   if (lane() == 0) {
     round.begin = begin, round.end = end;
     round.count = count;
+    round.all_whole = all_whole ? 1 : 0;
+    round.chunks_taken = 0;
     const int fit = kProductColumns / columns_in_use(v);
-    int passes = 0, first = 0;
+    int passes = 0, groups = 0, first = 0;
+#pragma unroll 1
     for (int p = 0; p < count; ++p) {
-      round.aside[p] = 0;
-      if (p == 0 || p - first == fit || round.pieces[p].head != round.pieces[first].head)
-        round.pass_begin[passes++] = first = p;
+      const bool other = p == 0 || round.pieces[p].head != round.pieces[first].head;
+      if (other) round.group_begin[groups++] = passes;
+      if (other || p - first == fit) round.pass_begin[passes++] = first = p;
     }
     round.pass_begin[passes] = count;
     round.passes = passes;
+    round.group_begin[groups] = passes;
+    round.groups = groups;
   }
 }
 
@@ -180,16 +248,23 @@ struct PassColumn {
   }
 };
 
-/// Calls visit(pass, tile) for the tiles of 16 rows of all passes that are this warp's to do.
-template <class Visit>
-KVPLAN_DEVICE void for_pass_tiles(const Round& round, int tiles, int warps, Visit visit) {
-  int tile = warp();
+/// What a warp does at a time of the products with the matrices: 16 rows of a head's matrix, with
+/// the columns of all passes of the head.
+struct MatrixTask {
+  int first_pass = 0, end_pass = 0, tile = 0, head = 0;
+  bool there = false;
+
+  KVPLAN_DEVICE MatrixTask(const Round& round, int tiles, int index) {
 #pragma unroll 1
-  for (int pass = 0; pass < round.passes; ++pass) {
-#pragma unroll 1
-    for (; tile < tiles; tile += warps) visit(pass, tile);
-    tile -= tiles;
+    for (int group = 0; group < round.groups; ++group, index -= tiles)
+      if (index < tiles) {
+        first_pass = round.group_begin[group], end_pass = round.group_begin[group + 1];
+        tile = index;
+        head = round.pieces[round.pass_begin[first_pass]].head;
+        there = true;
+        return;
+      }
   }
-}
+};
 
 }  // namespace kvplan::kernels

@@ -8,21 +8,37 @@ namespace kvplan::kernels {
 inline constexpr int kMaxPieces = 8;  // of a round
 
 /// Part slots of a block (AttentionView::part_state): of its piece that began in a block before, of
-/// the one that goes on in the next, of whole segments, and of what a warp puts aside, the last two
-/// by piece.
-inline constexpr int kContinued = 0, kBegun = 1, kWhole = 2, kAside = kWhole + kMaxPieces;
+/// the one that goes on in the next, and of what a warp puts aside, by piece.
+inline constexpr int kContinued = 0, kBegun = 1, kAside = 2;
 static_assert(quant::kBlockParts == kAside + kMaxPieces);
 
-/// What a block has of a segment. Units of a segment: first its chunks of fp16 tokens, then its
-/// packed pages, one or two of them in a unit.
+/// What a block has of a segment. Units of a segment: first all of its fp16 tokens, if there are
+/// any, then its packed pages, one or two of them in a unit.
 struct Piece {
   std::int32_t sequence, head, column_block, segment;
-  std::int32_t chunks, page_units;
+  std::int32_t chunks;                // of fp16 tokens
+  std::int32_t page_units;
   std::int32_t first_page, end_page;  // that the segment reads
   std::int32_t begin, end;            // units
   std::uint32_t start;                // of the segment on the line (round.cuh)
-  constexpr int units() const { return chunks + page_units; }
+  constexpr int plain_units() const { return chunks > 0 ? 1 : 0; }
+  constexpr int units() const { return plain_units() + page_units; }
   constexpr bool whole() const { return begin == 0 && end == units(); }
+  /// Whether the segment's fp16 tokens are this block's.
+  constexpr bool has_plain() const { return begin == 0 && chunks > 0; }
+  /// Units of pages, counted from the segment's first.
+  constexpr int first_page_unit() const { return begin > plain_units() ? begin - plain_units() : 0; }
+  constexpr int end_page_unit() const { return end - plain_units(); }
+};
+
+/// Where the packed pages of a piece lie.
+struct PageSource {
+  const std::byte* pages;      // of the KV head, in block 0
+  const std::int32_t* blocks;  // block numbers of the sequence's pages
+  const float2* phases;        // LayerView::page_phase
+  std::uint32_t block_bytes;
+  std::uint32_t key_bytes, rest_bytes;  // tiles of keys; what follows
+  std::uint32_t phase_bytes;            // of a page; 0: not centred
 };
 
 /// Equal stretches of a line.
@@ -47,13 +63,22 @@ struct Round {
   std::uint32_t block_end;          // of the block on the line
   std::int32_t chunks, page_units;  // of one segment of every sequence
   std::int32_t count;
+  std::int32_t all_whole;  // whether every piece is
+  // The pages alone lie on a line that is cut for the warps.
+  std::uint32_t page_line;
+  std::uint32_t page_start[kMaxPieces];
+  std::int32_t chunks_taken;  // of the pieces' fp16 tokens, by warps that have no pages left
   // Products of matrices serve a pass: pieces of one head whose columns fit.
   std::int32_t passes;
   std::int32_t pass_begin[kMaxPieces + 1];
+  std::int32_t groups;  // of passes of one head
+  std::int32_t group_begin[kMaxPieces + 1];
   std::int32_t aside[kMaxPieces];           // whether a warp has put a part of the piece aside
   std::int32_t finishes[kMaxPieces];        // whether the block finishes the segment
   std::int32_t rows[kMaxPieces][kColumns];  // of q and out, counted in heads; -1: none
+  float most[kMaxPieces][kColumns];         // the largest |merged| of a column
   Piece pieces[kMaxPieces];
+  PageSource sources[kMaxPieces];
 };
 
 /// Of a column of a piece.
@@ -68,15 +93,14 @@ struct ColumnTerms {
 struct WarpState {
   float2 state[kColumns];
   std::int32_t piece;  // -1: none
-  std::int32_t sent;   // piece whose pages have been sent for; -1: none
-  std::int32_t begin[kMaxPieces], end[kMaxPieces];  // units
+  std::int32_t begin[kMaxPieces], end[kMaxPieces];  // pages
 };
 
 /// Of a column while results are put together.
 struct ResultColumn {
   float packed;   // factor of the merged packed output, which is relative to its own maximum
-  float maximum;  // of all scores, log2 units
-  float mass;     // sum over the packed tokens of 2^(score - maximum)
+  float plain;    // the same of the fp16 tokens
+  float mass;     // sum over the packed tokens of 2^(score - maximum of all)
   float inverse;  // 1 / sum over all tokens
 };
 
@@ -85,20 +109,22 @@ struct ResultColumn {
 struct ResultMemory {
   int stride, columns;  // floats of a row; rows of a piece
   int merged;           // float [pieces][columns][stride]
-  int direct;           // the same, of channels outside the transform
-  int most;             // float [pieces][8], largest |merged| of a row
+  int plain;            // the same, of fp16 tokens
+  int direct;           // the same, of channels outside the transform; only where there are such
+  int states;           // float2 [pieces][8] of merged
   int terms;            // ResultColumn [pieces][8]
   int slots;            // uint16 [pieces][kMaxBlocks], part slots of a piece
   int counts;           // int32 [pieces] of them
   int bytes;
 
-  constexpr ResultMemory(int head_dim, int columns_kept, int pieces)
+  constexpr ResultMemory(int head_dim, int columns_kept, int pieces, bool with_direct)
       : stride((head_dim + 15) / 16 * 16 + 8),
         columns(columns_kept),
         merged(0),
-        direct(4 * pieces * columns * stride),
-        most(2 * direct),
-        terms(most + 4 * kColumns * pieces),
+        plain(4 * pieces * columns * stride),
+        direct(2 * plain),
+        states((with_direct ? 3 : 2) * plain),
+        terms(states + 8 * kColumns * pieces),
         slots(terms + 16 * kColumns * pieces),
         counts(slots + 2 * kMaxBlocks * pieces),
         bytes(counts + 4 * pieces) {}

@@ -2,7 +2,8 @@
 // Product of a head's [head_dim, head_dim] matrix with 16 columns on the matrix units, to about 21
 // bits: how queries are brought into the transformed domain and outputs back. The matrix lies in
 // memory as operands B of mma.m16n8k16, each number as an fp16 and what that left of it
-// (static_data.cpp): a warp brings 16 rows of it to registers without shared memory.
+// (static_data.cpp): a warp brings 16 rows of it to registers without shared memory, early, and
+// uses them for all columns. Private to the decode kernels.
 
 #include "kernels/ptx.cuh"
 #include "kernels/views.h"
@@ -10,52 +11,73 @@
 namespace kvplan::kernels {
 
 inline constexpr int kProductColumns = 16;
+inline constexpr int kStepsHeld = 8;  // terms of a sum that are held together, over 16
 
 /// Tiles of 16 rows, and of 16 terms of a sum.
 constexpr int matrix_tiles(int head_dim) { return (head_dim + 15) / 16; }
 
-/// Rows 16 tile + (2t, 2t + 1, 2t + 8, 2t + 9) of matrix . columns for columns g and g + 8: sums[0]
-/// those of column g, sums[1] of g + 8. Operand A of terms 16 step .. is operands(load(step), high,
-/// low); low, times kLowScale, may be left 0. load() reads what is far away. `matrix`: of the head.
-template <class Load, class Operands>
-KVPLAN_DEVICE void multiply_tile(const uint4* matrix, int tiles, int tile, Load load,
-                                 Operands operands, float (&sums)[2][4]) {
-  constexpr int kLoaded = 4;  // steps whose operands are on their way together
-  float high[2][4] = {}, low[2][4] = {};
-  const uint4* from = matrix + std::int64_t{tile} * tiles * 64 + lane();
-#pragma unroll 1
-  for (int first = 0; first < tiles; first += kLoaded) {
-    uint4 loaded[kLoaded][2];
-    decltype(load(0)) terms[kLoaded];
+/// 16 rows of a matrix, of the terms 16 first .. 16 (first + kStepsHeld) - 1.
+struct MatrixRows {
+  uint4 parts[kStepsHeld][2];
+  int first, steps;
+
+  /// Nothing: registers that are written on some paths alone would be kept on all.
+  KVPLAN_DEVICE void clear() {
+    first = steps = 0;
 #pragma unroll
-    for (int k = 0; k < kLoaded; ++k) {
-      const bool there = first + k < tiles;
+    for (int k = 0; k < kStepsHeld; ++k) parts[k][0] = parts[k][1] = {0, 0, 0, 0};
+  }
+
+  /// `matrix`: of all heads.
+  KVPLAN_DEVICE void load(const uint4* matrix, int tiles, int head, int tile, int first_step,
+                          const Place& me) {
+    first = first_step;
+    steps = tiles - first_step < kStepsHeld ? tiles - first_step : kStepsHeld;
+    const uint4* const from =
+        matrix + ((std::int64_t{head} * tiles + tile) * tiles + first_step) * 64 + me.lane;
+#pragma unroll
+    for (int k = 0; k < kStepsHeld; ++k)
 #pragma unroll
       for (int part = 0; part < 2; ++part)
-        loaded[k][part] = there ? from[(first + k) * 64 + 32 * part] : uint4{0, 0, 0, 0};
-      if (there) terms[k] = load(first + k);
-    }
+        parts[k][part] = k < steps ? from[k * 64 + 32 * part] : uint4{0, 0, 0, 0};
+  }
+};
+
+/// Rows 16 tile + (2t, 2t + 1, 2t + 8, 2t + 9) of matrix . columns for columns g and g + 8.
+class ColumnProduct {
+ public:
+  /// Operand A of the terms 16 (rows.first + k) .. is operands(k, high, low); low, times kLowScale,
+  /// may be left 0.
+  template <class Operands>
+  KVPLAN_DEVICE void add(const MatrixRows& rows, Operands operands) {
 #pragma unroll
-    for (int k = 0; k < kLoaded; ++k) {
-      if (first + k >= tiles) break;
+    for (int k = 0; k < kStepsHeld; ++k) {
+      if (k >= rows.steps) break;
       std::uint32_t a[4], rest[4] = {0, 0, 0, 0};
-      operands(terms[k], a, rest);
-      mma(high[0], a, loaded[k][0].x, loaded[k][0].y);
-      mma(high[1], a, loaded[k][0].z, loaded[k][0].w);
-      mma(low[0], a, loaded[k][1].x, loaded[k][1].y);
-      mma(low[1], a, loaded[k][1].z, loaded[k][1].w);
-      mma(low[0], rest, loaded[k][0].x, loaded[k][0].y);
-      mma(low[1], rest, loaded[k][0].z, loaded[k][0].w);
+      operands(k, a, rest);
+      const uint4 &high = rows.parts[k][0], &low = rows.parts[k][1];
+      mma(high_[0], a, high.x, high.y);
+      mma(high_[1], a, high.z, high.w);
+      mma(low_[0], a, low.x, low.y);
+      mma(low_[1], a, low.z, low.w);
+      mma(low_[0], rest, high.x, high.y);
+      mma(low_[1], rest, high.z, high.w);
     }
   }
+  /// sums[0] those of column g, sums[1] of g + 8.
+  KVPLAN_DEVICE void take(float (&sums)[2][4]) const {
 #pragma unroll
-  for (int block = 0; block < 2; ++block)
+    for (int block = 0; block < 2; ++block)
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
-      sums[k / 2][2 * block + k % 2] = high[block][k] + low[block][k] * (1 / kLowScale);
-}
+      for (int k = 0; k < 4; ++k)
+        sums[k / 2][2 * block + k % 2] = high_[block][k] + low_[block][k] * (1 / kLowScale);
+  }
 
-/// Row of sums[..][k] of multiply_tile in the tile.
-KVPLAN_DEVICE int tile_row(int k) { return 2 * (lane() % 4) + k % 2 + 8 * (k / 2); }
+ private:
+  float high_[2][4] = {}, low_[2][4] = {};
+};
+
+/// Row of sums[..][k] of ColumnProduct in the tile.
+KVPLAN_DEVICE int tile_row(const Place& me, int k) { return 2 * me.t + k % 2 + 8 * (k / 2); }
 
 }  // namespace kvplan::kernels

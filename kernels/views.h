@@ -125,10 +125,11 @@ struct SharedMap {
 inline constexpr std::uint32_t kMostCost = 64;
 inline constexpr int kStartUnits = 2;
 struct WorkCosts {
-  std::uint32_t head[kMaxKvHeads] = {};  // a unit of packed pages
-  std::uint32_t all = 0;                 // sum over the heads
-  std::uint32_t chunk = 1;               // fp16 tokens
-  std::uint32_t start = 0;               // of a segment, on top of its first unit
+  std::uint32_t before[kMaxKvHeads + 1] = {};  // sums over the heads before; of all
+  std::uint32_t chunk = 1;                     // of fp16 tokens
+  std::uint32_t start = 0;                     // of a segment, on top of its first unit
+  /// A unit of packed pages.
+  constexpr std::uint32_t head(int h) const { return before[h + 1] - before[h]; }
 };
 /// From the instructions that the tiles of a head take. InternalError beyond kMaxKvHeads.
 WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps, int unit_pages);
@@ -240,8 +241,7 @@ struct AttentionView {
   float2* part_state = nullptr;     // [blocks * kBlockParts][8]
   float* part_output = nullptr;     // [blocks * kBlockParts][output_tiles][32][2 or 4]
   int output_tiles = 0;             // the most V tiles of a head (outlier tiles too)
-  // Of chunks of fp16 tokens (sinks, open page); what a warp takes together is kept at the first
-  // chunk, the others are left empty.
+  // Of chunks of fp16 tokens (sinks, open page).
   float2* plain_state = nullptr;  // [segments][plain_chunks][8]
   float* plain_output = nullptr;  // [segments][plain_chunks][4 or 8][head_dim]
   int plain_chunks = 0;           // quant::plain_chunks

@@ -38,7 +38,7 @@ constexpr int plain_chunks(int sink_tokens) {
   return (sink_tokens + kPageTokens - 1 + kPlainChunk - 1) / kPlainChunk;
 }
 /// Partial results that a block of the decode kernel may leave.
-inline constexpr int kBlockParts = 18;
+inline constexpr int kBlockParts = 10;
 
 /// The grid of the decode kernel. The default is that of an H200.
 struct DecodeGrid {

@@ -348,22 +348,20 @@ TEST(WorkCosts, AreAtMost64AndFollowTheWork) {
     SCOPED_TRACE(plan.name);
     for (const quant::LayerFormat& format : quant::page_format(plan.make())) {
       const WorkCosts costs = work_costs(format, quant::phase_steps(format), 1);
-      std::uint32_t sum = 0, most = costs.chunk;
+      std::uint32_t most = costs.chunk;
       EXPECT_GE(costs.chunk, 1u);
-      for (std::size_t h = 0; h < format.heads.size(); ++h) {
-        EXPECT_GE(costs.head[h], 1u);
-        most = std::max(most, costs.head[h]);
-        sum += costs.head[h];
+      for (int h = 0; h < static_cast<int>(format.heads.size()); ++h) {
+        EXPECT_GE(costs.head(h), 1u);
+        most = std::max(most, costs.head(h));
       }
-      EXPECT_EQ(costs.all, sum);
       EXPECT_EQ(most, kMostCost);
     }
   }
   const std::vector<std::vector<int>> widths{{0, 0, 0, 0}, {2, 2, 2, 2}, {6, 6, 6, 6}};
   const WorkCosts costs =
       work_costs(quant::page_format(calibrated_plan(64, 16, widths, widths))[0], 0, 1);
-  EXPECT_LT(costs.head[0], costs.head[1]);
-  EXPECT_LT(costs.head[1], costs.head[2]);
+  EXPECT_LT(costs.head(0), costs.head(1));
+  EXPECT_LT(costs.head(1), costs.head(2));
 }
 
 /// The parts of the shared memory of a block, by address.
@@ -439,11 +437,13 @@ void expect_room(const quant::LayerFormat& format, int head_dim) {
                map.warp_bytes);
       EXPECT_LE(std::max<std::int64_t>(value_tiles, plain_tiles(head_dim)) * 32 * kept / 2 * 4,
                 map.output_bytes);
-      const ResultMemory results(head_dim, kept, map.most_pieces);
+      const ResultMemory results(head_dim, kept, map.most_pieces, !has_only_bytes(format));
       EXPECT_LE(results.bytes, shape.block_warps * map.feed_bytes);
       in_order({{results.merged, 4 * map.most_pieces * kept * results.stride},
-                {results.direct, 4 * map.most_pieces * kept * results.stride},
-                {results.most, map.most_pieces * kColumns * 4},
+                {results.plain, 4 * map.most_pieces * kept * results.stride},
+                {results.direct,
+                 has_only_bytes(format) ? 0 : 4 * map.most_pieces * kept * results.stride},
+                {results.states, map.most_pieces * kColumns * 8},
                 {results.terms, map.most_pieces * kColumns * sizeof(ResultColumn)},
                 {results.slots, map.most_pieces * kMaxBlocks * 2},
                 {results.counts, map.most_pieces * 4}},

@@ -104,6 +104,9 @@ inline std::uint32_t load_shared_half(std::uint32_t address) {
   return load_shared_as<std::uint16_t>(address);
 }
 inline void prefetch(const void*) {}
+inline void touch(const void*) {}
+inline float2 load_written(const float2* p) { return *p; }
+inline float4 load_written(const float4* p) { return *p; }
 inline void init_barrier(std::uint32_t barrier) { emulated::init_barrier(barrier); }
 // Copies take place when they are awaited; bytes that are not there yet are poisoned.
 inline void copy_async(std::uint32_t to, const std::byte* from, std::uint32_t bytes,
@@ -251,6 +254,10 @@ template <class T>
 T* opaque(T* p) {
   return p;
 }
+
+struct Place {
+  int lane = kernels::lane(), warp = kernels::warp(), g = lane >> 2, t = lane & 3;
+};
 
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float reciprocal_fast(float x) { return 1 / x; }
