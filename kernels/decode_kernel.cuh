@@ -282,11 +282,9 @@ __global__ void __launch_bounds__(Path::kWarps* kLanes, 1) decode_kernel(const A
     if (warp() == 0) next_round<Path::kPages>(v, round);
     sync_block();
     if (round.count == 0) break;
-    {
-      QueryTransform<kBlocks> queries(v, memory);
+    QueryTransform<kBlocks>(v, memory).run([&] {
       kept_feed.use([&](Feed& feed) { worker.start(feed); });
-      queries.finish();
-    }
+    });
     list_runs(v, memory);
     if (v.layer.k_mean != nullptr) centre_queries(v, memory);
     sync_block();

@@ -19,97 +19,79 @@ namespace kvplan::kernels {
 inline constexpr float kTopDigits = 32000;  // of 127 * 256 + 127
 
 /// products = transform . queries, times the step where levels are bytes, and what ColumnTerms
-/// needs of them. A warp makes 16 coordinates of the columns of a head. What the first task of the
-/// warp reads is sent for on construction.
+/// needs of them. A warp makes 16 coordinates of the columns of a head.
 template <int Blocks>
 class QueryTransform {
  public:
   KVPLAN_DEVICE QueryTransform(const AttentionView& v, const BlockMemory<Blocks>& memory)
-      : v_(v),
-        memory_(memory),
-        round_(memory.round()),
-        tiles_(matrix_tiles(v.layer.head_dim)),
-        task_(round_, tiles_, me_.warp) {
-    if (works()) {
-      rows_.load(v.layer.k_matrix, tiles_, task_.head, task_.tile, 0, me_);
-      load_queries(task_.first_pass, 0);
-    } else {
-      rows_.clear();
-#pragma unroll
-      for (int k = 0; k < kStepsHeld; ++k)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) queries_[k][i] = 0;
-    }
-  }
+      : v_(v), memory_(memory), round_(memory.round()), tiles_(matrix_tiles(v.layer.head_dim)) {}
 
-  KVPLAN_DEVICE void finish() {
-    bool loaded = true;
+  /// meanwhile(): what every warp does while what it reads first is on its way.
+  template <class Meanwhile>
+  KVPLAN_DEVICE void run(Meanwhile meanwhile) {
+    bool first_reads = true;
+    int index = me_.warp;
 #pragma unroll 1
-    for (int index = me_.warp; task_.there; task_ = MatrixTask(round_, tiles_, index)) {
-      if (works())
+    do {
+      const MatrixTask task(round_, tiles_, index);
+      int pass = task.first_pass;
 #pragma unroll 1
-        for (int pass = task_.first_pass; pass < task_.end_pass; ++pass) {
-          make(pass, loaded, pass == task_.first_pass);
-          loaded = false;
+      do {
+        ColumnProduct product;
+#pragma unroll 1
+        for (int first = 0; first < tiles_; first += kStepsHeld) {
+          rows_.load(v_.layer.k_matrix, tiles_, task.head, task.tile, first, me_);
+          load_queries(pass, first);
+          if (first_reads) meanwhile();
+          first_reads = false;
+          product.add<false>(rows_, [&](int k, std::uint32_t(&a)[4], std::uint32_t(&)[4]) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) a[i] = queries_[k][i];
+          });
         }
-      loaded = false;
+        if (task.there && !v_.layer.fp16[kKeys].has(task.head)) keep(task, pass, product);
+      } while (++pass < task.end_pass);
       index += warps_of_block();
-    }
+    } while (index < tiles_ * round_.groups);
   }
 
  private:
-  KVPLAN_DEVICE bool works() const { return task_.there && !v_.layer.fp16[kKeys].has(task_.head); }
-
   // Operands of the columns of a pass, of the terms from 16 first on.
   KVPLAN_DEVICE void load_queries(int pass, int first) {
-    const int g = me_.g, t = me_.t, d = v_.layer.head_dim;
+    const int d = v_.layer.head_dim;
     const std::uint16_t* columns[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::int32_t row = PassColumn(v_, round_, pass, g + 8 * i).row;
-      columns[i] = row < 0 ? nullptr : v_.q + std::int64_t{row} * d + 2 * t;
+      const std::int32_t row = round_.columns[pass][me_.g + 8 * i].row;
+      columns[i] = row < 0 ? nullptr : v_.q + std::int64_t{row} * d + 16 * first + 2 * me_.t;
     }
+    const int left = d - 16 * first - 2 * me_.t;
 #pragma unroll
     for (int k = 0; k < kStepsHeld; ++k)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int channel = 16 * (first + k) + 8 * (i / 2);
-        queries_[k][i] = columns[i % 2] != nullptr && channel + 2 * t < d
+        const int channel = 16 * k + 8 * (i / 2);
+        queries_[k][i] = columns[i % 2] != nullptr && channel < left
                              ? *reinterpret_cast<const std::uint32_t*>(columns[i % 2] + channel)
                              : 0;
       }
   }
 
-  // `loaded`: what it reads is on its way; `same_rows`: rows_ must be the task's first.
-  KVPLAN_DEVICE void make(int pass, bool loaded, bool first_pass) {
-    const int g = me_.g, t = me_.t;
-    ColumnProduct product;
-#pragma unroll 1
-    for (int first = 0; first < tiles_; first += kStepsHeld) {
-      if (!loaded || first > 0) {
-        if (first_pass || tiles_ > kStepsHeld)
-          rows_.load(v_.layer.k_matrix, tiles_, task_.head, task_.tile, first, me_);
-        load_queries(pass, first);
-      }
-      product.add(rows_, [&](int k, std::uint32_t(&a)[4], std::uint32_t(&)[4]) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[i] = queries_[k][i];
-      });
-    }
+  KVPLAN_DEVICE void keep(const MatrixTask& task, int pass, const ColumnProduct& product) {
     float sums[2][4];
     product.take(sums);
     const auto* const terms = reinterpret_cast<const float4*>(
-        v_.layer.k_terms + (task_.head * tiles_ + task_.tile) * quant::kTileCoordinates + 2 * t);
+        v_.layer.k_terms + (task.head * tiles_ + task.tile) * quant::kTileCoordinates + 2 * me_.t);
     const float4 pairs[2] = {terms[0], terms[4]};
     const float steps[4] = {pairs[0].x, pairs[0].z, pairs[1].x, pairs[1].z};
     const float offsets[4] = {pairs[0].y, pairs[0].w, pairs[1].y, pairs[1].w};
-    const float scale = v_.scale * kLog2e * v_.layer.matrix_scales[task_.head].x;
+    const float scale = v_.scale * kLog2e * v_.layer.matrix_scales[task.head].x;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const PassColumn column(v_, round_, pass, g + 8 * i);
+      const PassColumn column = round_.columns[pass][me_.g + 8 * i];
       float most = 0, bias = 0;
       float* const to =
-          memory_.product(column.piece < 0 ? 0 : column.piece, column.column) + 16 * task_.tile;
+          memory_.product(column.piece < 0 ? 0 : column.piece, column.column) + 16 * task.tile;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const float x = scale * sums[i][k], y = x * steps[k];
@@ -122,8 +104,8 @@ class QueryTransform {
         most = fmaxf(most, shuffle_xor(most, step));
         bias += shuffle_xor(bias, step);
       }
-      if (t == 0 && column.piece >= 0)
-        memory_.measures(column.piece, column.column)[task_.tile] = {most, bias};
+      if (me_.t == 0 && column.piece >= 0)
+        memory_.measures(column.piece, column.column)[task.tile] = {most, bias};
     }
   }
 
@@ -132,7 +114,6 @@ class QueryTransform {
   const BlockMemory<Blocks>& memory_;
   const Round& round_;
   const int tiles_;
-  MatrixTask task_;
   MatrixRows rows_;
   std::uint32_t queries_[kStepsHeld][4];
 };

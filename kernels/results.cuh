@@ -263,8 +263,7 @@ KVPLAN_DEVICE void arrive(const AttentionView& v, Round& round) {
 template <int Blocks>
 KVPLAN_DEVICE void merge_parts(const AttentionView& v, Round& round,
                                const Results<Blocks>& results) {
-  constexpr int kGroup = 8;                         // slots: four lanes hold the states of one
-  constexpr int kTogether = Blocks == 1 ? 16 : 8;   // on the way together
+  constexpr int kTogether = 8;  // slots: four lanes hold the states of one
   const Place me;
   const int g = me.g, t = me.t;
   for_value_tiles(v, round, [&](int p, int tile, bool there) {
@@ -278,56 +277,43 @@ KVPLAN_DEVICE void merge_parts(const AttentionView& v, Round& round,
 #pragma unroll 1
     for (int base = 0; base < count; base += kTogether) {
       Output<Blocks> o[kTogether];
-      float2 states[kTogether / kGroup][Blocks];
-#pragma unroll
-      for (int j = 0; j < kTogether / kGroup; ++j)
-#pragma unroll
-        for (int e = 0; e < Blocks; ++e) {
-          const int i = base + kGroup * j + g;
-          states[j][e] =
-              i < count ? load_written(v.part_state + std::int64_t{slots[i]} * kColumns + t + 4 * e)
-                        : float2{kLowest, 0};
-        }
-#pragma unroll
-      for (int k = 0; k < kTogether; ++k)
-        o[k] = there && base + k < count
-                   ? load_output(part_output<Blocks>(v, slots[base + k]) +
-                                 tile * quant::kWarpLanes + me.lane)
-                   : Output<Blocks>{};
-      float weights[kTogether / kGroup][Blocks];
+      float2 states[Blocks];
+      // All loads of a group are on the way together. Behind the last slot it comes again, without
+      // weight.
 #pragma unroll
       for (int e = 0; e < Blocks; ++e) {
-        float top = m[e];
+        states[e] = {kLowest, 0};
+        if (base + g < count)
+          states[e] = load_written(v.part_state + slots[base + g] * kColumns + t + 4 * e);
+      }
 #pragma unroll
-        for (int j = 0; j < kTogether / kGroup; ++j) top = fmaxf(top, states[j][e].x);
+      for (int k = 0; k < kTogether; ++k) {
+        const int slot = slots[base + k < count ? base + k : base];
+        o[k] = load_output(part_output<Blocks>(v, slot) + tile * quant::kWarpLanes + me.lane);
+      }
+      float weight[Blocks];
+#pragma unroll
+      for (int e = 0; e < Blocks; ++e) {
+        float top = fmaxf(m[e], states[e].x);
 #pragma unroll
         for (int step = 4; step < quant::kWarpLanes; step *= 2)
           top = fmaxf(top, shuffle_xor(top, step));
         const float factor = exp2_fast(m[e] - top);
         m[e] = top;
-        l[e] *= factor;
+        weight[e] = states[e].y > 0 ? exp2_fast(states[e].x - top) : 0;
+        l[e] = fused(weight[e], states[e].y, l[e] * factor);
 #pragma unroll
         for (int h = 0; h < 2; ++h) sum.x[2 * e + h] *= factor;
+      }
 #pragma unroll
-        for (int j = 0; j < kTogether / kGroup; ++j) {
-          weights[j][e] = states[j][e].y > 0 ? exp2_fast(states[j][e].x - top) : 0;
-          l[e] = fused(weights[j][e], states[j][e].y, l[e]);
+      for (int k = 0; k < kTogether; ++k)
+#pragma unroll
+        for (int e = 0; e < Blocks; ++e) {
+          const float factor = shuffle(weight[e], 4 * k + t);
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+            sum.x[2 * e + h] = fused(factor, o[k].x[2 * e + h], sum.x[2 * e + h]);
         }
-      }
-#pragma unroll
-      for (int j = 0; j < kTogether / kGroup; ++j) {
-        if (base + kGroup * j >= count) break;
-#pragma unroll
-        for (int k = 0; k < kGroup; ++k)
-#pragma unroll
-          for (int e = 0; e < Blocks; ++e) {
-            const float factor = shuffle(weights[j][e], 4 * k + t);
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-              sum.x[2 * e + h] =
-                  fused(factor, o[kGroup * j + k].x[2 * e + h], sum.x[2 * e + h]);
-          }
-      }
     }
     if (there) keep_tile(v, round, results, p, tile, sum, me);
     if (tile > 0) return;
@@ -343,53 +329,57 @@ KVPLAN_DEVICE void merge_parts(const AttentionView& v, Round& round,
   });
 }
 
-/// Sums over the chunks of fp16 tokens of finished segments, relative to their own maximum. A lane
-/// sums four channels of a column.
+/// Sums over the chunks of fp16 tokens of finished segments, relative to their own maximum. A warp
+/// does a column, four channels a lane.
 template <int Blocks>
 KVPLAN_DEVICE void merge_plain(const AttentionView& v, const Round& round,
                                const Results<Blocks>& results) {
   constexpr int kTogether = 5;  // chunks
-  const int d = v.layer.head_dim, quads = d / 4, columns = columns_in_use(v);
-  const int all = round.count * columns * quads;
   const Place me;
+  const int d = v.layer.head_dim, columns = columns_in_use(v);
+  int column = warps_of_block() - 1 - me.warp;  // the first warps merge parts
 #pragma unroll 1
-  for (int i = threads() - 1 - (me.warp * quant::kWarpLanes + me.lane); i < all; i += threads()) {
-    const int row = i / quads, channel = 4 * (i - row * quads);
-    const int p = row / columns, column = row - p * columns;
-    if (round.finishes[p] == 0) continue;
-    const Piece& piece = round.pieces[p];
-    const std::int64_t segment = std::int64_t{piece.segment} * v.plain_chunks;
-    float m = kLowest;
-    float4 sum{0, 0, 0, 0};
+  for (int p = 0; p < round.count; ++p) {
 #pragma unroll 1
-    for (int base = 0; base < piece.chunks; base += kTogether) {
-      float2 states[kTogether];
-      float4 o[kTogether];
+    for (; column < columns; column += warps_of_block()) {
+      if (round.finishes[p] == 0) continue;
+      const int chunks = round.pieces[p].chunks;
+      const std::int64_t segment = std::int64_t{round.pieces[p].segment} * v.plain_chunks;
+#pragma unroll 1
+      for (int channel = 4 * me.lane; channel < d; channel += 4 * quant::kWarpLanes) {
+        const float2* from_state = v.plain_state + segment * kColumns + column;
+        const float* from = v.plain_output + (segment * (4 * Blocks) + column) * d + channel;
+        float m = kLowest;
+        float4 sum{0, 0, 0, 0};
+#pragma unroll 1
+        for (int base = 0; base < chunks; base += kTogether) {
+          float2 states[kTogether];
+          float4 o[kTogether];
+          float top = m;
 #pragma unroll
-      for (int k = 0; k < kTogether; ++k) {
-        const bool there = base + k < piece.chunks;
-        states[k] = there ? load_written(v.plain_state + (segment + base + k) * kColumns + column)
-                          : float2{kLowest, 0};
-        o[k] = there ? load_written(reinterpret_cast<const float4*>(
-                           v.plain_output +
-                           ((segment + base + k) * (4 * Blocks) + column) * d + channel))
-                     : float4{0, 0, 0, 0};
-      }
-      float top = m;
+          for (int k = 0; k < kTogether; ++k) {
+            const bool there = base + k < chunks;
+            states[k] = there ? load_written(from_state) : float2{kLowest, 0};
+            o[k] = there ? load_written(reinterpret_cast<const float4*>(from))
+                         : float4{0, 0, 0, 0};
+            from_state += kColumns, from += 4 * Blocks * d;
+          }
 #pragma unroll
-      for (int k = 0; k < kTogether; ++k) top = fmaxf(top, states[k].x);
-      const float factor = exp2_fast(m - top);
-      m = top;
-      sum.x *= factor, sum.y *= factor, sum.z *= factor, sum.w *= factor;
+          for (int k = 0; k < kTogether; ++k) top = fmaxf(top, states[k].x);
+          const float factor = exp2_fast(m - top);
+          m = top;
+          sum.x *= factor, sum.y *= factor, sum.z *= factor, sum.w *= factor;
 #pragma unroll
-      for (int k = 0; k < kTogether; ++k) {
-        if (!(states[k].y > 0)) continue;
-        const float weight = exp2_fast(states[k].x - top);
-        sum.x = fused(weight, o[k].x, sum.x), sum.y = fused(weight, o[k].y, sum.y);
-        sum.z = fused(weight, o[k].z, sum.z), sum.w = fused(weight, o[k].w, sum.w);
+          for (int k = 0; k < kTogether; ++k) {
+            const float weight = states[k].y > 0 ? exp2_fast(states[k].x - top) : 0;
+            sum.x = fused(weight, o[k].x, sum.x), sum.y = fused(weight, o[k].y, sum.y);
+            sum.z = fused(weight, o[k].z, sum.z), sum.w = fused(weight, o[k].w, sum.w);
+          }
+        }
+        *reinterpret_cast<float4*>(results.plain(p, column) + channel) = sum;
       }
     }
-    *reinterpret_cast<float4*>(results.plain(p, column) + channel) = sum;
+    column -= columns;
   }
 }
 
@@ -429,96 +419,93 @@ KVPLAN_DEVICE void finish_columns(const AttentionView& v, const Round& round,
   }
 }
 
-/// Finished segments, out of the transform. A warp makes 16 channels of the columns of a head. What
-/// the first task of the warp reads is sent for on construction.
+/// Finished segments, out of the transform. A warp makes 16 channels of the columns of a head.
 template <int Blocks>
 class OutputTransform {
  public:
   KVPLAN_DEVICE OutputTransform(const AttentionView& v, const Round& round,
                                 const Results<Blocks>& results)
-      : v_(v),
-        round_(round),
-        results_(results),
-        tiles_(matrix_tiles(v.layer.head_dim)),
-        task_(round, tiles_, me_.warp) {
-    rows_.clear();
-    if (task_.there) load(0);
-  }
+      : v_(v), round_(round), results_(results), tiles_(matrix_tiles(v.layer.head_dim)) {}
 
-  KVPLAN_DEVICE void finish() {
-    bool loaded = true;
+  /// meanwhile(): what every warp does while what it reads first is on its way; it makes what the
+  /// outputs are made of.
+  template <class Meanwhile>
+  KVPLAN_DEVICE void run(Meanwhile meanwhile) {
+    bool first_reads = true;
+    int index = me_.warp;
 #pragma unroll 1
-    for (int index = me_.warp; task_.there; task_ = MatrixTask(round_, tiles_, index)) {
+    do {
+      const MatrixTask task(round_, tiles_, index);
+      const int coded =
+          v_.layer.fp16[kValues].has(task.head) ? 0 : v_.layer.heads[task.head].v.coded;
+      int pass = task.first_pass;
 #pragma unroll 1
-      for (int pass = task_.first_pass; pass < task_.end_pass; ++pass) {
-        make(pass, loaded);
-        loaded = tiles_ <= kStepsHeld;
-      }
-      loaded = false;
+      do {
+        ColumnProduct product;
+        Column columns[2];
+#pragma unroll 1
+        for (int first = 0; first < tiles_; first += kStepsHeld) {
+          rows_.load(v_.layer.v_matrix, tiles_, task.head, task.tile, first, me_);
+          if (first_reads) meanwhile();
+          first_reads = false;
+#pragma unroll
+          for (int i = 0; i < 2; ++i) columns[i] = column(pass, i);
+          if (any(columns[0].merged != nullptr || columns[1].merged != nullptr))
+            add(product, columns, first, coded);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          if (task.there && columns[i].merged != nullptr) {
+            float sums[2][4];
+            product.take(sums);
+            store(task, round_.columns[pass][me_.g + 8 * i], columns[i].most, sums[i]);
+          }
+      } while (++pass < task.end_pass);
       index += warps_of_block();
-    }
+    } while (index < tiles_ * round_.groups);
   }
 
  private:
-  KVPLAN_DEVICE bool transformed() const { return !v_.layer.fp16[kValues].has(task_.head); }
-  KVPLAN_DEVICE void load(int first) {
-    if (transformed()) rows_.load(v_.layer.v_matrix, tiles_, task_.head, task_.tile, first, me_);
-  }
-
   // A column of the lane.
   struct Column {
-    PassColumn of;
-    const float* merged;
-    float most, inverse;
-    KVPLAN_DEVICE Column(const OutputTransform& t, int pass, int c) : of(t.v_, t.round_, pass, c) {
-      if (of.row >= 0 && t.round_.finishes[of.piece] == 0) of.row = -1;
-      const bool there = of.row >= 0;
-      merged = there ? t.results_.merged(of.piece, of.column) + 2 * t.me_.t : nullptr;
-      most = there ? t.round_.most[of.piece][of.column] : 0;
-      inverse = most > 0 ? reciprocal_fast(most) : 0;
-    }
+    const float* merged;  // null: not finished here
+    float most;
   };
+  KVPLAN_DEVICE Column column(int pass, int i) const {
+    const PassColumn of = round_.columns[pass][me_.g + 8 * i];
+    if (of.row < 0 || round_.finishes[of.piece] == 0) return {nullptr, 0};
+    return {results_.merged(of.piece, of.column) + 2 * me_.t, round_.most[of.piece][of.column]};
+  }
 
-  // `loaded`: rows_ has the first terms.
-  KVPLAN_DEVICE void make(int pass, bool loaded) {
-    const int g = me_.g, t = me_.t;
-    const Column columns[2] = {{*this, pass, g}, {*this, pass, g + 8}};
-    if (!any(columns[0].of.row >= 0 || columns[1].of.row >= 0)) {
-      if (!loaded) load(0);
-      return;
-    }
-    float sums[2][4] = {};
-    if (transformed()) {
-      const int coded = v_.layer.heads[task_.head].v.coded;
-      ColumnProduct product;
-#pragma unroll 1
-      for (int first = 0; first < tiles_; first += kStepsHeld) {
-        if (!loaded || first > 0) load(first);
-        product.add(rows_, [&](int step, std::uint32_t(&a)[4], std::uint32_t(&rest)[4]) {
+  // Coordinates from `coded` on are not there.
+  KVPLAN_DEVICE void add(ColumnProduct& product, const Column (&columns)[2], int first,
+                         int coded) const {
+    float inverse[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      inverse[i] = columns[i].most > 0 ? reciprocal_fast(columns[i].most) : 0;
+    const int left = coded - 16 * first - 2 * me_.t;
+    product.template add<true>(
+        rows_, [&](int step, std::uint32_t(&a)[4], std::uint32_t(&rest)[4]) {
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             const Column& c = columns[k % 2];
-            const int at = 16 * (first + step) + 8 * (k / 2);
-            const float2 x = c.merged != nullptr && at + 2 * t < coded
-                                 ? *reinterpret_cast<const float2*>(c.merged + at)
+            const int at = 16 * step + 8 * (k / 2);
+            const float2 x = c.merged != nullptr && at < left
+                                 ? *reinterpret_cast<const float2*>(c.merged + 16 * first + at)
                                  : float2{0, 0};
-            const float low = x.x * c.inverse, high = x.y * c.inverse;
+            const float low = x.x * inverse[k % 2], high = x.y * inverse[k % 2];
             a[k] = pack_halves(low, high);
             rest[k] = pack_halves((low - low_half(a[k])) * kLowScale,
                                   (high - high_half(a[k])) * kLowScale);
           }
         });
-      }
-      product.take(sums);
-    }
-    const float scale = v_.layer.matrix_scales[task_.head].y;
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      if (columns[i].of.row >= 0) store(columns[i].of, columns[i].most * scale, sums[i]);
   }
 
-  KVPLAN_DEVICE void store(const PassColumn& column, float factor, const float (&sums)[4]) const {
-    const int d = v_.layer.head_dim, first = 16 * task_.tile + 2 * me_.t;
+  KVPLAN_DEVICE void store(const MatrixTask& task, const PassColumn& column, float most,
+                           const float (&sums)[4]) const {
+    const int d = v_.layer.head_dim, first = 16 * task.tile + 2 * me_.t;
+    const float factor = most * v_.layer.matrix_scales[task.head].y;
     const ResultColumn terms = results_.terms(column.piece)[column.column];
     const float* const plain = results_.plain(column.piece, column.column);
 #pragma unroll
@@ -531,11 +518,10 @@ class OutputTransform {
         x += direct[0], y += direct[1];
       }
       x *= terms.packed, y *= terms.packed;
-      if (terms.plain > 0)
-        x = fused(terms.plain, plain[channel], x), y = fused(terms.plain, plain[channel + 1], y);
+      x = fused(terms.plain, plain[channel], x), y = fused(terms.plain, plain[channel + 1], y);
       if (v_.layer.v_mean != nullptr) {
         const auto mean =
-            *reinterpret_cast<const float2*>(v_.layer.v_mean + task_.head * d + channel);
+            *reinterpret_cast<const float2*>(v_.layer.v_mean + task.head * d + channel);
         x = fused(mean.x, terms.mass, x), y = fused(mean.y, terms.mass, y);
       }
       x *= terms.inverse, y *= terms.inverse;
@@ -550,7 +536,6 @@ class OutputTransform {
   const Round& round_;
   const Results<Blocks>& results_;
   const int tiles_;
-  MatrixTask task_;
   MatrixRows rows_;
 };
 
@@ -566,16 +551,16 @@ KVPLAN_DEVICE void leave_results(const AttentionView& v, const BlockMemory<Block
   }
   list_slots(v, round, results);
   merge_warps(v, memory, results);
-  OutputTransform<Blocks> outputs(v, round, results);
-  arrive(v, round);
-  merge_plain(v, round, results);
-  if (round.all_whole == 0) {
-    merge_parts(v, round, results);
+  OutputTransform<Blocks>(v, round, results).run([&] {
+    arrive(v, round);
+    merge_plain(v, round, results);
+    if (round.all_whole == 0) {
+      merge_parts(v, round, results);
+      sync_block();
+    }
+    finish_columns(v, round, results);
     sync_block();
-  }
-  finish_columns(v, round, results);
-  sync_block();
-  outputs.finish();
+  });
 }
 
 }  // namespace kvplan::kernels

@@ -203,67 +203,65 @@ KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
   }
   const bool shared = lane() < count && !round.pieces[lane()].whole();
   const bool all_whole = !any(shared);
-  sync_warp();
-  for (int i = lane(); i < count * kColumns; i += quant::kWarpLanes) {
-    const Piece& piece = round.pieces[i / kColumns];
-    const int c = piece.column_block * kColumns + i % kColumns;
-    const int token = c / v.queries_per_kv, sequence = piece.sequence;
-    const bool there = i % kColumns < columns_in_use(v) &&
-                       token < v.batch.length[sequence] - v.batch.length_before[sequence];
-    round.rows[i / kColumns][i % kColumns] =
-        there ? (v.batch.first_row[sequence] + token) * v.layer.kv_heads * v.queries_per_kv +
-                    piece.head * v.queries_per_kv + c - token * v.queries_per_kv
-              : -1;
-    round.most[i / kColumns][i % kColumns] = 0;
-  }
   if (lane() == 0) {
     round.begin = begin, round.end = end;
     round.count = count;
     round.all_whole = all_whole ? 1 : 0;
     round.chunks_taken = 0;
     const int fit = kProductColumns / columns_in_use(v);
-    int passes = 0, groups = 0, first = 0;
+    int pass = -1, groups = 0, first = 0;
 #pragma unroll 1
     for (int p = 0; p < count; ++p) {
-      const bool other = p == 0 || round.pieces[p].head != round.pieces[first].head;
-      if (other) round.group_begin[groups++] = passes;
-      if (other || p - first == fit) round.pass_begin[passes++] = first = p;
+      const int head = round.pieces[p].head;
+      const bool other = p == 0 || head != round.pieces[first].head;
+      if (other || p - first == fit) first = p, ++pass;
+      if (other) round.group_begin[groups] = pass, round.group_head[groups++] = head;
+      round.pass_of[p] = pass;
     }
-    round.pass_begin[passes] = count;
-    round.passes = passes;
-    round.group_begin[groups] = passes;
+    round.group_begin[groups] = pass + 1;
     round.groups = groups;
   }
-}
-
-/// Column c of the products of a pass, which has those of its pieces one after the other.
-struct PassColumn {
-  int piece, column;  // piece -1: none
-  std::int32_t row;   // of q and out; -1: none
-  KVPLAN_DEVICE PassColumn(const AttentionView& v, const Round& round, int pass, int c) {
-    const int columns = columns_in_use(v), index = c / columns;
-    piece = round.pass_begin[pass] + index, column = c - index * columns;
-    if (piece >= round.pass_begin[pass + 1]) piece = -1;
-    row = piece < 0 ? -1 : round.rows[piece][column];
+#pragma unroll
+  for (int i = 0; i < kMaxPieces * kProductColumns; i += quant::kWarpLanes)
+    round.columns[0][i + lane()] = {-1, 0, -1};
+  sync_warp();
+  const int columns = columns_in_use(v);
+#pragma unroll 1
+  for (int i = lane(); i < count * kColumns; i += quant::kWarpLanes) {
+    const int p = i / kColumns, column = i % kColumns, pass = round.pass_of[p];
+    const Piece& piece = round.pieces[p];
+    const int c = piece.column_block * kColumns + column, sequence = piece.sequence;
+    const int token = c / v.queries_per_kv;
+    const bool there = column < columns &&
+                       token < v.batch.length[sequence] - v.batch.length_before[sequence];
+    const int row = there ? ((v.batch.first_row[sequence] + token) * v.layer.kv_heads + piece.head) *
+                                    v.queries_per_kv +
+                                c - token * v.queries_per_kv
+                          : -1;
+    round.rows[p][column] = row;
+    round.most[p][column] = 0;
+    int first = p;  // of the pass
+    while (first > 0 && round.pass_of[first - 1] == pass) --first;
+    if (column < columns) round.columns[pass][(p - first) * columns + column] = {p, column, row};
   }
-};
+}
 
 /// What a warp does at a time of the products with the matrices: 16 rows of a head's matrix, with
 /// the columns of all passes of the head.
 struct MatrixTask {
-  int first_pass = 0, end_pass = 0, tile = 0, head = 0;
-  bool there = false;
+  int first_pass, end_pass, tile, head;
+  bool there;  // else the passes are none
 
   KVPLAN_DEVICE MatrixTask(const Round& round, int tiles, int index) {
+    int group = 0;
 #pragma unroll 1
-    for (int group = 0; group < round.groups; ++group, index -= tiles)
-      if (index < tiles) {
-        first_pass = round.group_begin[group], end_pass = round.group_begin[group + 1];
-        tile = index;
-        head = round.pieces[round.pass_begin[first_pass]].head;
-        there = true;
-        return;
-      }
+    for (; index >= tiles && group < round.groups; ++group) index -= tiles;
+    there = group < round.groups;
+    if (!there) group = index = 0;
+    tile = index;
+    head = round.group_head[group];
+    first_pass = round.group_begin[group];
+    end_pass = there ? round.group_begin[group + 1] : first_pass;
   }
 };
 

@@ -5,7 +5,8 @@
 
 namespace kvplan::kernels {
 
-inline constexpr int kMaxPieces = 8;  // of a round
+inline constexpr int kMaxPieces = 8;        // of a round
+inline constexpr int kProductColumns = 16;  // of a product with a matrix (transform.cuh)
 
 /// Part slots of a block (AttentionView::part_state): of its piece that began in a block before, of
 /// the one that goes on in the next, and of what a warp puts aside, by piece.
@@ -56,6 +57,12 @@ struct Cut {
   }
 };
 
+/// A column of the products of a pass.
+struct PassColumn {
+  std::int32_t piece, column;  // piece -1: none
+  std::int32_t row;            // of q and out, counted in heads; -1: none
+};
+
 /// The pieces that a block works on together.
 struct Round {
   std::uint32_t line;               // length
@@ -68,11 +75,13 @@ struct Round {
   std::uint32_t page_line;
   std::uint32_t page_start[kMaxPieces];
   std::int32_t chunks_taken;  // of the pieces' fp16 tokens, by warps that have no pages left
-  // Products of matrices serve a pass: pieces of one head whose columns fit.
-  std::int32_t passes;
-  std::int32_t pass_begin[kMaxPieces + 1];
-  std::int32_t groups;  // of passes of one head
-  std::int32_t group_begin[kMaxPieces + 1];
+  // Products of matrices serve a pass: pieces of one head whose columns fit. It has their columns
+  // one after the other.
+  std::int32_t pass_of[kMaxPieces];
+  PassColumn columns[kMaxPieces][kProductColumns];
+  std::int32_t groups;                       // of passes of one head
+  std::int32_t group_begin[kMaxPieces + 1];  // passes
+  std::int32_t group_head[kMaxPieces];
   std::int32_t aside[kMaxPieces];           // whether a warp has put a part of the piece aside
   std::int32_t finishes[kMaxPieces];        // whether the block finishes the segment
   std::int32_t rows[kMaxPieces][kColumns];  // of q and out, counted in heads; -1: none

@@ -6,11 +6,11 @@
 // uses them for all columns. Private to the decode kernels.
 
 #include "kernels/ptx.cuh"
+#include "kernels/round.h"
 #include "kernels/views.h"
 
 namespace kvplan::kernels {
 
-inline constexpr int kProductColumns = 16;
 inline constexpr int kStepsHeld = 8;  // terms of a sum that are held together, over 16
 
 /// Tiles of 16 rows, and of 16 terms of a sum.
@@ -20,13 +20,6 @@ constexpr int matrix_tiles(int head_dim) { return (head_dim + 15) / 16; }
 struct MatrixRows {
   uint4 parts[kStepsHeld][2];
   int first, steps;
-
-  /// Nothing: registers that are written on some paths alone would be kept on all.
-  KVPLAN_DEVICE void clear() {
-    first = steps = 0;
-#pragma unroll
-    for (int k = 0; k < kStepsHeld; ++k) parts[k][0] = parts[k][1] = {0, 0, 0, 0};
-  }
 
   /// `matrix`: of all heads.
   KVPLAN_DEVICE void load(const uint4* matrix, int tiles, int head, int tile, int first_step,
@@ -46,22 +39,24 @@ struct MatrixRows {
 /// Rows 16 tile + (2t, 2t + 1, 2t + 8, 2t + 9) of matrix . columns for columns g and g + 8.
 class ColumnProduct {
  public:
-  /// Operand A of the terms 16 (rows.first + k) .. is operands(k, high, low); low, times kLowScale,
-  /// may be left 0.
-  template <class Operands>
+  /// Operand A of the terms 16 (rows.first + k) .. is operands(k, high, low); low: what fp16 left
+  /// of high, times kLowScale, if `WithRest`.
+  template <bool WithRest, class Operands>
   KVPLAN_DEVICE void add(const MatrixRows& rows, Operands operands) {
 #pragma unroll
     for (int k = 0; k < kStepsHeld; ++k) {
       if (k >= rows.steps) break;
-      std::uint32_t a[4], rest[4] = {0, 0, 0, 0};
+      std::uint32_t a[4], rest[4];
       operands(k, a, rest);
       const uint4 &high = rows.parts[k][0], &low = rows.parts[k][1];
       mma(high_[0], a, high.x, high.y);
       mma(high_[1], a, high.z, high.w);
       mma(low_[0], a, low.x, low.y);
       mma(low_[1], a, low.z, low.w);
-      mma(low_[0], rest, high.x, high.y);
-      mma(low_[1], rest, high.z, high.w);
+      if constexpr (WithRest) {
+        mma(low_[0], rest, high.x, high.y);
+        mma(low_[1], rest, high.z, high.w);
+      }
     }
   }
   /// sums[0] those of column g, sums[1] of g + 8.
