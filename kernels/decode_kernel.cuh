@@ -285,6 +285,7 @@ __global__ void __launch_bounds__(Path::kWarps* kLanes, 1) decode_kernel(const A
     QueryTransform<kBlocks>(v, memory).run([&] {
       kept_feed.use([&](Feed& feed) { worker.start(feed); });
     });
+    prefetch_plain(v, round);
     list_runs(v, memory);
     if (v.layer.k_mean != nullptr) centre_queries(v, memory);
     sync_block();
