@@ -91,6 +91,7 @@ std::vector<Path> paths() {
     return std::ranges::find(all, name, &PagedPlan::name)->make;
   };
   return {{"Uniform", plan("Rotated2Uniform"), 4, true, false, 1},
+          {"UniformEightColumns", plan("Rotated2Uniform"), 7, true, false, 1},
           {"Mixed", plan("Groups8Bytes"), 2, false, true, 2},
           {"BytesEightColumns", plan("Groups8Bytes"), 8, false, false, 1},
           {"AnyTiles", plan("Groups16"), 3, false, false, 1},
@@ -170,6 +171,16 @@ class Attention : public ::testing::Test {
   }
 };
 
+/// Layers of one width of keys and one of values, of their own kernels.
+PlanBundle uniform_plan(const UniformWidths& widths) {
+  PlanBundle bundle = calibrated_plan(quant::kTileCoordinates * widths.tiles, 16,
+                                      {std::vector<int>(size(widths.tiles), widths.keys)},
+                                      {std::vector<int>(size(widths.tiles), widths.values)});
+  bundle.plan.norm = "fp16";
+  bundle.plan.centre = false;
+  return bundle;
+}
+
 PlanBundle mixed_plan() { return calibrated_plan(64, 16, {{4, 3, 2, 2}}, {{3, 3, 2, 0}}); }
 
 TEST_F(Attention, ServesGroupsOfUpToEightColumnBlocks) {
@@ -188,6 +199,40 @@ TEST_F(Attention, ServesGroupsOfUpToEightColumnBlocks) {
     AttentionOnLayer attention(mixed_plan(),
                                {"Group", queries_per_kv, {300, 62, 0}, {300 + tokens, 63, tokens}});
     expect_right(attention, attention.attend(3, 4));
+  }
+}
+
+// A warp takes many pages: loops are unrolled.
+TEST_F(Attention, UniformLayersTakeManyPagesInAStretch) {
+  for (const UniformWidths& widths : kUniformWidths)
+    for (const auto& [queries_per_kv, tokens] : {std::pair{4, 1}, {5, 1}, {4, 2}}) {
+      SCOPED_TRACE("keys " + std::to_string(widths.keys) + " values " +
+                   std::to_string(widths.values) + " tiles " + std::to_string(widths.tiles) + ", " +
+                   std::to_string(queries_per_kv) + " queries");
+      AttentionOnLayer attention(uniform_plan(widths),
+                                 {"Long", queries_per_kv, {720}, {720 + tokens}});
+      ASSERT_GE(attention.shape(1).uniform, 0);
+      // The last two: scores that outgrow the running maximum, a maximum that follows a window.
+      for (const quant::AttentionOptions& option :
+           {quant::AttentionOptions{}, {0, 3, 0}, {0.3F, 0, 0}, {0, 0, 650}}) {
+        attention.set_options(option);
+        expect_right(attention, attention.attend(1, 1));
+      }
+    }
+}
+
+TEST_F(Attention, UniformLayersServeEveryNumberOfColumns) {
+  const UniformWidths widths{3, 3, 4};
+  for (const auto& [queries_per_kv, tokens] : std::vector<std::pair<int, int>>{
+           {3, 1}, {5, 1}, {6, 1}, {7, 1}, {8, 1}, {9, 1}, {2, 3}, {4, 2}, {5, 3}, {16, 1}}) {
+    SCOPED_TRACE(std::to_string(queries_per_kv) + " queries, " + std::to_string(tokens));
+    AttentionOnLayer attention(uniform_plan(widths),
+                               {"Group", queries_per_kv, {300, 62, 0}, {300 + tokens, 63, tokens}});
+    ASSERT_GE(attention.shape(3).uniform, 0);
+    for (const int window : {0, 70}) {
+      attention.set_options({0, 0, window});
+      expect_right(attention, attention.attend(3, 4));
+    }
   }
 }
 
@@ -331,16 +376,6 @@ TEST(Cut, ReachesTheEndOfTheLongestLine) {
       ASSERT_EQ(cut.holder(cut.begin(s + 1) - 1), s);
     }
   }
-}
-
-/// Layers of one width of keys and one of values, of their own kernels.
-PlanBundle uniform_plan(const UniformWidths& widths) {
-  PlanBundle bundle = calibrated_plan(quant::kTileCoordinates * widths.tiles, 16,
-                                      {std::vector<int>(size(widths.tiles), widths.keys)},
-                                      {std::vector<int>(size(widths.tiles), widths.values)});
-  bundle.plan.norm = "fp16";
-  bundle.plan.centre = false;
-  return bundle;
 }
 
 TEST(WorkCosts, AreAtMost64AndFollowTheWork) {
