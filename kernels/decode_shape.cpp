@@ -265,7 +265,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     // hold one half at a time.
     const int tiles = kUniformWidths[shape.uniform].tiles;
     const std::size_t fewest = tiles <= kMostUnrolledTiles ? 3 : 2;
-    for (int warps = uniform_warps(tiles, columns); warps > 0; --warps)
+    for (int warps = uniform_warps(columns); warps > 0; --warps)
       for (std::size_t slots = static_cast<std::size_t>(kMostSlots); slots >= fewest; --slots)
         if (place(warps, slots * slot)) {
           shape.shared.feed_slots = static_cast<std::int32_t>(slots);

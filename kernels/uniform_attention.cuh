@@ -27,9 +27,10 @@ class UniformPage {
         value_tile_(work.runs[1].levels) {}
 
   KVPLAN_DEVICE void load_query(Query& query, int j) const {
-    const uint2 q = work_.query[j * kLanes + lane()];
-    query[0] = q.x;
-    if constexpr (Blocks == 2) query[1] = q.y;
+    // One by one: an mma wants the words of two tiles side by side, not those of two blocks.
+    const std::uint32_t from = shared_address(work_.query + j * kLanes + lane());
+#pragma unroll
+    for (int e = 0; e < Blocks; ++e) query[e] = load_shared1(from + 4 * e);
   }
 
   // sums_ += tiles j, j + 1 of the keys at `keys` . queries.
@@ -242,7 +243,7 @@ class ManyPages : UniformPage<KeyWidth, ValueWidth, Tiles, Blocks> {
 
 template <int KeyWidth, int ValueWidth, int Tiles, int Blocks>
 struct UniformPath {
-  static constexpr int kPages = 1, kBlocks = Blocks, kWarps = uniform_warps(Tiles, 4 * Blocks);
+  static constexpr int kPages = 1, kBlocks = Blocks, kWarps = uniform_warps(4 * Blocks);
   using Feed = HalfFeed;
 
   KVPLAN_DEVICE static void attend(const AttentionView& v, const Work<Blocks>& work, Feed& feed,

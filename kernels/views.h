@@ -45,12 +45,7 @@ inline constexpr UniformWidths kUniformWidths[] = {
 inline constexpr int kMostUnrolledTiles = 8;
 /// Warps of a block, at most: the queries and outputs of eight columns leave room for 8 (255
 /// registers per thread).
-constexpr int uniform_warps(int tiles, int columns) {
-#ifndef T4
-#define T4 0
-#endif
-  return columns <= kColumns / 2 || tiles <= T4 ? kDecodeWarps : 8;
-}
+constexpr int uniform_warps(int columns) { return columns <= kColumns / 2 ? kDecodeWarps : 8; }
 inline constexpr int kUniformKinds = static_cast<int>(std::size(kUniformWidths));
 
 inline constexpr int kOpenTokens = quant::kPageTokens;

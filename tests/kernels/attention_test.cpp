@@ -204,21 +204,30 @@ TEST_F(Attention, ServesGroupsOfUpToEightColumnBlocks) {
 
 // A warp takes many pages: loops are unrolled.
 TEST_F(Attention, UniformLayersTakeManyPagesInAStretch) {
-  for (const UniformWidths& widths : kUniformWidths)
+  for (const UniformWidths& widths : {UniformWidths{3, 3, 8}, {4, 4, 4}})
     for (const auto& [queries_per_kv, tokens] : {std::pair{4, 1}, {5, 1}, {4, 2}}) {
-      SCOPED_TRACE("keys " + std::to_string(widths.keys) + " values " +
-                   std::to_string(widths.values) + " tiles " + std::to_string(widths.tiles) + ", " +
-                   std::to_string(queries_per_kv) + " queries");
+      SCOPED_TRACE("keys " + std::to_string(widths.keys) + ", " + std::to_string(queries_per_kv) +
+                   " queries");
       AttentionOnLayer attention(uniform_plan(widths),
-                                 {"Long", queries_per_kv, {720}, {720 + tokens}});
+                                 {"Long", queries_per_kv, {600}, {600 + tokens}});
       ASSERT_GE(attention.shape(1).uniform, 0);
-      // The last two: scores that outgrow the running maximum, a maximum that follows a window.
+      // The third: scores that outgrow the running maximum.
       for (const quant::AttentionOptions& option :
-           {quant::AttentionOptions{}, {0, 3, 0}, {0.3F, 0, 0}, {0, 0, 650}}) {
+           {quant::AttentionOptions{}, {0, 3, 0}, {0.3F, 0, 0}, {0, 0, 550}}) {
         attention.set_options(option);
         expect_right(attention, attention.attend(1, 1));
       }
     }
+}
+
+TEST_F(Attention, UniformLayersOfEveryWidthServeEightColumns) {
+  for (const UniformWidths& widths : kUniformWidths) {
+    SCOPED_TRACE("keys " + std::to_string(widths.keys) + " values " +
+                 std::to_string(widths.values) + " tiles " + std::to_string(widths.tiles));
+    AttentionOnLayer attention(uniform_plan(widths), {"Eight", 8, {140}, {141}});
+    ASSERT_GE(attention.shape(1).uniform, 0);
+    expect_right(attention, attention.attend(1, 2));
+  }
 }
 
 TEST_F(Attention, UniformLayersServeEveryNumberOfColumns) {
@@ -433,7 +442,7 @@ void expect_room(const quant::LayerFormat& format, int head_dim) {
       const DecodeShape shape = decode_shape(format, head_dim, steps, split, columns, 132);
       const SharedMap& map = shape.shared;
       EXPECT_GE(shape.block_warps, 1);
-      EXPECT_LE(shape.block_warps, kDecodeWarps);
+      EXPECT_LE(shape.block_warps, shape.uniform >= 0 ? uniform_warps(columns) : kDecodeWarps);
       EXPECT_GE(map.most_pieces, 1);
       EXPECT_LE(map.most_pieces, kMaxPieces);
       std::vector<SharedPart> parts = shared_parts(shape, steps);
