@@ -29,9 +29,11 @@ constexpr DecodeKernel kernels[] = {of_runs[0][0], of_runs[0][1], of_runs[1][0],
                                     decode_kernel<MixedPath>};
 
 DecodeKernel kernel_of(const LayerView& layer, int columns) {
-  if (layer.uniform >= 0) return uniform_kernel(layer.uniform);
+  const bool wide = columns > kColumns / 2;
+  if (layer.uniform >= 0)
+    return wide ? uniform_kernel<2>(layer.uniform) : uniform_kernel<1>(layer.uniform);
   if (layer.mixed) return decode_kernel<MixedPath>;
-  return of_runs[layer.only_bytes ? 0 : 1][columns <= kColumns / 2 ? 0 : 1];
+  return of_runs[layer.only_bytes ? 0 : 1][wide ? 1 : 0];
 }
 
 }  // namespace
@@ -41,10 +43,11 @@ cudaError_t configure_decode(std::size_t shared_bytes) {
     const cudaError_t e = allow_shared(kernel, shared_bytes);
     if (e != cudaSuccess) return e;
   }
-  for (int i = 0; i < kUniformKinds; ++i) {
-    const cudaError_t e = allow_shared(uniform_kernel(i), shared_bytes);
-    if (e != cudaSuccess) return e;
-  }
+  for (int i = 0; i < kUniformKinds; ++i)
+    for (const DecodeKernel kernel : {uniform_kernel<1>(i), uniform_kernel<2>(i)}) {
+      const cudaError_t e = allow_shared(kernel, shared_bytes);
+      if (e != cudaSuccess) return e;
+    }
   return cudaSuccess;
 }
 

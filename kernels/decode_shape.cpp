@@ -72,8 +72,8 @@ std::uint32_t tile_instructions(const quant::TileRun& run) {
 }
 
 /// Index in kUniformWidths of a layer, or -1.
-int uniform_kind(const quant::LayerFormat& format, int phase_steps, int columns) {
-  if (phase_steps > 0 || columns > kColumns / 2) return -1;
+int uniform_kind(const quant::LayerFormat& format, int phase_steps) {
+  if (phase_steps > 0) return -1;
   const auto whole = [](const quant::SideLayout& side) {
     return side.run_count == 1 && side.outlier_runs == 0 && side.norm_bytes == 2 &&
            side.runs[0].code == quant::TileCode::kBytes && side.runs[0].half == 0;
@@ -194,7 +194,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   shape.shared.piece_bytes = piece.end();
   shape.shared.state_offset = warp.take(sizeof(WarpState));
   shape.shared.list_offset = warp.take(kPageListBytes);
-  shape.uniform = uniform_kind(format, phase_steps, columns);
+  shape.uniform = uniform_kind(format, phase_steps);
   shape.mixed = shape.uniform < 0 && is_mixed(format, columns);
   shape.shared.mixed_offset = warp.take(shape.mixed ? mixed_bytes(phase_steps) : 0);
   shape.shared.barriers_offset = warp.take(kMostSlots * kBarrierBytes);
@@ -261,9 +261,9 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   if (shape.uniform >= 0) {
     // Halves of pages: keys of a page, values of the one before, and one half on its way; loops
     // hold one half at a time.
-    const bool unrolled = kUniformWidths[shape.uniform].tiles <= kMostUnrolledTiles;
-    const std::size_t fewest = unrolled ? 3 : 2;
-    for (int warps = kDecodeWarps; warps > 0; --warps)
+    const int tiles = kUniformWidths[shape.uniform].tiles;
+    const std::size_t fewest = tiles <= kMostUnrolledTiles ? 3 : 2;
+    for (int warps = uniform_warps(columns); warps > 0; --warps)
       for (std::size_t slots = static_cast<std::size_t>(kMostSlots); slots >= fewest; --slots)
         if (place(warps, slots * slot)) {
           shape.shared.feed_slots = static_cast<std::int32_t>(slots);

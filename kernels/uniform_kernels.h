@@ -5,7 +5,8 @@
 
 namespace kvplan::kernels {
 
-/// Kernel of kUniformWidths[kind].
+/// Kernel of kUniformWidths[kind] for segments of so many blocks of four columns, 1 or 2.
+template <int Blocks>
 void (*uniform_kernel(int kind))(AttentionView);
 
 }  // namespace kvplan::kernels

@@ -43,6 +43,9 @@ inline constexpr UniformWidths kUniformWidths[] = {
     {3, 3, 4}, {4, 4, 4}, {8, 8, 4}, {2, 2, 16}, {3, 3, 16}, {4, 4, 16}, {8, 8, 16}};
 /// Beyond so many tiles queries and outputs do not fit into registers.
 inline constexpr int kMostUnrolledTiles = 8;
+/// Warps of a block, at most: the queries and outputs of eight columns leave room for 8 (255
+/// registers per thread).
+constexpr int uniform_warps(int columns) { return columns <= kColumns / 2 ? kDecodeWarps : 8; }
 inline constexpr int kUniformKinds = static_cast<int>(std::size(kUniformWidths));
 
 inline constexpr int kOpenTokens = quant::kPageTokens;

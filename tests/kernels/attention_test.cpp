@@ -91,6 +91,7 @@ std::vector<Path> paths() {
     return std::ranges::find(all, name, &PagedPlan::name)->make;
   };
   return {{"Uniform", plan("Rotated2Uniform"), 4, true, false, 1},
+          {"UniformEightColumns", plan("Rotated2Uniform"), 7, true, false, 1},
           {"Mixed", plan("Groups8Bytes"), 2, false, true, 2},
           {"BytesEightColumns", plan("Groups8Bytes"), 8, false, false, 1},
           {"AnyTiles", plan("Groups16"), 3, false, false, 1},
@@ -170,6 +171,16 @@ class Attention : public ::testing::Test {
   }
 };
 
+/// Layers of one width of keys and one of values, of their own kernels.
+PlanBundle uniform_plan(const UniformWidths& widths) {
+  PlanBundle bundle = calibrated_plan(quant::kTileCoordinates * widths.tiles, 16,
+                                      {std::vector<int>(size(widths.tiles), widths.keys)},
+                                      {std::vector<int>(size(widths.tiles), widths.values)});
+  bundle.plan.norm = "fp16";
+  bundle.plan.centre = false;
+  return bundle;
+}
+
 PlanBundle mixed_plan() { return calibrated_plan(64, 16, {{4, 3, 2, 2}}, {{3, 3, 2, 0}}); }
 
 TEST_F(Attention, ServesGroupsOfUpToEightColumnBlocks) {
@@ -188,6 +199,49 @@ TEST_F(Attention, ServesGroupsOfUpToEightColumnBlocks) {
     AttentionOnLayer attention(mixed_plan(),
                                {"Group", queries_per_kv, {300, 62, 0}, {300 + tokens, 63, tokens}});
     expect_right(attention, attention.attend(3, 4));
+  }
+}
+
+// A warp takes many pages: loops are unrolled.
+TEST_F(Attention, UniformLayersTakeManyPagesInAStretch) {
+  for (const UniformWidths& widths : {UniformWidths{3, 3, 8}, {4, 4, 4}})
+    for (const auto& [queries_per_kv, tokens] : {std::pair{4, 1}, {5, 1}, {4, 2}}) {
+      SCOPED_TRACE("keys " + std::to_string(widths.keys) + ", " + std::to_string(queries_per_kv) +
+                   " queries");
+      AttentionOnLayer attention(uniform_plan(widths),
+                                 {"Long", queries_per_kv, {600}, {600 + tokens}});
+      ASSERT_GE(attention.shape(1).uniform, 0);
+      // The third: scores that outgrow the running maximum.
+      for (const quant::AttentionOptions& option :
+           {quant::AttentionOptions{}, {0, 3, 0}, {0.3F, 0, 0}, {0, 0, 550}}) {
+        attention.set_options(option);
+        expect_right(attention, attention.attend(1, 1));
+      }
+    }
+}
+
+TEST_F(Attention, UniformLayersOfEveryWidthServeEightColumns) {
+  for (const UniformWidths& widths : kUniformWidths) {
+    SCOPED_TRACE("keys " + std::to_string(widths.keys) + " values " +
+                 std::to_string(widths.values) + " tiles " + std::to_string(widths.tiles));
+    AttentionOnLayer attention(uniform_plan(widths), {"Eight", 8, {140}, {141}});
+    ASSERT_GE(attention.shape(1).uniform, 0);
+    expect_right(attention, attention.attend(1, 2));
+  }
+}
+
+TEST_F(Attention, UniformLayersServeEveryNumberOfColumns) {
+  const UniformWidths widths{3, 3, 4};
+  for (const auto& [queries_per_kv, tokens] : std::vector<std::pair<int, int>>{
+           {3, 1}, {5, 1}, {6, 1}, {7, 1}, {8, 1}, {9, 1}, {2, 3}, {4, 2}, {5, 3}, {16, 1}}) {
+    SCOPED_TRACE(std::to_string(queries_per_kv) + " queries, " + std::to_string(tokens));
+    AttentionOnLayer attention(uniform_plan(widths),
+                               {"Group", queries_per_kv, {300, 62, 0}, {300 + tokens, 63, tokens}});
+    ASSERT_GE(attention.shape(3).uniform, 0);
+    for (const int window : {0, 70}) {
+      attention.set_options({0, 0, window});
+      expect_right(attention, attention.attend(3, 4));
+    }
   }
 }
 
@@ -333,16 +387,6 @@ TEST(Cut, ReachesTheEndOfTheLongestLine) {
   }
 }
 
-/// Layers of one width of keys and one of values, of their own kernels.
-PlanBundle uniform_plan(const UniformWidths& widths) {
-  PlanBundle bundle = calibrated_plan(quant::kTileCoordinates * widths.tiles, 16,
-                                      {std::vector<int>(size(widths.tiles), widths.keys)},
-                                      {std::vector<int>(size(widths.tiles), widths.values)});
-  bundle.plan.norm = "fp16";
-  bundle.plan.centre = false;
-  return bundle;
-}
-
 TEST(WorkCosts, AreAtMost64AndFollowTheWork) {
   for (const PagedPlan& plan : plans()) {
     SCOPED_TRACE(plan.name);
@@ -396,7 +440,7 @@ void expect_room(const quant::LayerFormat& format, int head_dim) {
       const DecodeShape shape = decode_shape(format, head_dim, steps, split, columns, 132);
       const SharedMap& map = shape.shared;
       EXPECT_GE(shape.block_warps, 1);
-      EXPECT_LE(shape.block_warps, kDecodeWarps);
+      EXPECT_LE(shape.block_warps, shape.uniform >= 0 ? uniform_warps(columns) : kDecodeWarps);
       EXPECT_GE(map.most_pieces, 1);
       EXPECT_LE(map.most_pieces, kMaxPieces);
       std::vector<SharedPart> parts = shared_parts(shape, steps);

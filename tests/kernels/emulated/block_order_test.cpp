@@ -20,6 +20,12 @@ struct BlockOrderCase {
   int queries_per_kv;
 };
 
+PlanBundle uniform_plan() {
+  PlanBundle bundle = quant::testing::rotated_plan("turboquant:2", 64);
+  bundle.plan.codebooks[2] = "uniform";
+  return bundle;
+}
+
 class BlockOrder : public ::testing::TestWithParam<BlockOrderCase> {};
 
 TEST_P(BlockOrder, ChangesNoByteOfAttention) {
@@ -36,13 +42,8 @@ TEST_P(BlockOrder, ChangesNoByteOfAttention) {
 INSTANTIATE_TEST_SUITE_P(
     Plans, BlockOrder,
     ::testing::Values(
-        BlockOrderCase{"Uniform",
-                       [] {
-                         PlanBundle bundle = quant::testing::rotated_plan("turboquant:2", 64);
-                         bundle.plan.codebooks[2] = "uniform";
-                         return bundle;
-                       },
-                       2},
+        BlockOrderCase{"Uniform", uniform_plan, 2},
+        BlockOrderCase{"UniformEightColumns", uniform_plan, 4},
         BlockOrderCase{"Mixed",
                        [] { return calibrated_plan(64, 16, {{6, 4, 2, 0}}, {{5, 2, 2, 0}}); }, 2},
         BlockOrderCase{"AnyTiles",
