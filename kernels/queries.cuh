@@ -34,6 +34,11 @@ class QueryTransform {
 #pragma unroll 1
     do {
       const MatrixTask task(round_, tiles_, index);
+      const auto* const from = reinterpret_cast<const float4*>(
+          v_.layer.k_terms + (task.head * tiles_ + task.tile) * quant::kTileCoordinates +
+          2 * me_.t);
+      const Terms terms{{from[0], from[4]},
+                        v_.scale * kLog2e * v_.layer.matrix_scales[task.head].x};
       int pass = task.first_pass;
 #pragma unroll 1
       do {
@@ -49,13 +54,19 @@ class QueryTransform {
             for (int i = 0; i < 4; ++i) a[i] = queries_[k][i];
           });
         }
-        if (task.there && !v_.layer.fp16[kKeys].has(task.head)) keep(task, pass, product);
+        if (task.there && !v_.layer.fp16[kKeys].has(task.head)) keep(task, terms, pass, product);
       } while (++pass < task.end_pass);
       index += warps_of_block();
     } while (index < tiles_ * round_.groups);
   }
 
  private:
+  // Of the lane's rows of a tile.
+  struct Terms {
+    float4 pairs[2];  // LayerView::k_terms
+    float scale;
+  };
+
   // Operands of the columns of a pass, of the terms from 16 first on.
   KVPLAN_DEVICE void load_queries(int pass, int first) {
     const int d = v_.layer.head_dim;
@@ -77,15 +88,13 @@ class QueryTransform {
       }
   }
 
-  KVPLAN_DEVICE void keep(const MatrixTask& task, int pass, const ColumnProduct& product) {
+  KVPLAN_DEVICE void keep(const MatrixTask& task, const Terms& terms, int pass,
+                          const ColumnProduct& product) {
     float sums[2][4];
     product.take(sums);
-    const auto* const terms = reinterpret_cast<const float4*>(
-        v_.layer.k_terms + (task.head * tiles_ + task.tile) * quant::kTileCoordinates + 2 * me_.t);
-    const float4 pairs[2] = {terms[0], terms[4]};
+    const float4(&pairs)[2] = terms.pairs;
     const float steps[4] = {pairs[0].x, pairs[0].z, pairs[1].x, pairs[1].z};
     const float offsets[4] = {pairs[0].y, pairs[0].w, pairs[1].y, pairs[1].w};
-    const float scale = v_.scale * kLog2e * v_.layer.matrix_scales[task.head].x;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const PassColumn column = round_.columns[pass][me_.g + 8 * i];
@@ -94,7 +103,7 @@ class QueryTransform {
           memory_.product(column.piece < 0 ? 0 : column.piece, column.column) + 16 * task.tile;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const float x = scale * sums[i][k], y = x * steps[k];
+        const float x = terms.scale * sums[i][k], y = x * steps[k];
         most = fmaxf(most, fabsf(y));
         bias = fused(x, offsets[k], bias);
         if (column.piece >= 0) to[tile_row(me_, k)] = steps[k] != 0 ? y : x;

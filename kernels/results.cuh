@@ -218,7 +218,7 @@ KVPLAN_DEVICE void list_slots(const AttentionView& v, const Round& round,
     int count = 0;
     const WorkCosts& costs = v.layer.costs;
     const std::uint32_t length = segment_length(costs, piece);
-    const Cut cut(round.line, static_cast<std::uint32_t>(v.decode_blocks));
+    const Cut cut(round.line, static_cast<std::uint32_t>(round.blocks));
     const int first = static_cast<int>(cut.holder(piece.start));
     const int last = static_cast<int>(cut.holder(piece.start + length - 1));
 #pragma unroll 1
@@ -438,6 +438,7 @@ class OutputTransform {
       const MatrixTask task(round_, tiles_, index);
       const int coded =
           v_.layer.fp16[kValues].has(task.head) ? 0 : v_.layer.heads[task.head].v.coded;
+      const float scale = v_.layer.matrix_scales[task.head].y;
       int pass = task.first_pass;
 #pragma unroll 1
       do {
@@ -458,7 +459,7 @@ class OutputTransform {
           if (task.there && columns[i].merged != nullptr) {
             float sums[2][4];
             product.take(sums);
-            store(task, round_.columns[pass][me_.g + 8 * i], columns[i].most, sums[i]);
+            store(task, round_.columns[pass][me_.g + 8 * i], columns[i].most * scale, sums[i]);
           }
       } while (++pass < task.end_pass);
       index += warps_of_block();
@@ -502,10 +503,9 @@ class OutputTransform {
         });
   }
 
-  KVPLAN_DEVICE void store(const MatrixTask& task, const PassColumn& column, float most,
+  KVPLAN_DEVICE void store(const MatrixTask& task, const PassColumn& column, float factor,
                            const float (&sums)[4]) const {
     const int d = v_.layer.head_dim, first = 16 * task.tile + 2 * me_.t;
-    const float factor = most * v_.layer.matrix_scales[task.head].y;
     const ResultColumn terms = results_.terms(column.piece)[column.column];
     const float* const plain = results_.plain(column.piece, column.column);
 #pragma unroll
