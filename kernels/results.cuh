@@ -218,7 +218,7 @@ KVPLAN_DEVICE void list_slots(const AttentionView& v, const Round& round,
     int count = 0;
     const WorkCosts& costs = v.layer.costs;
     const std::uint32_t length = segment_length(costs, piece);
-    const Cut cut(round.line, static_cast<std::uint32_t>(round.blocks));
+    const Cut cut(round.line, static_cast<std::uint32_t>(v.decode_blocks));
     const int first = static_cast<int>(cut.holder(piece.start));
     const int last = static_cast<int>(cut.holder(piece.start + length - 1));
 #pragma unroll 1

@@ -71,9 +71,6 @@ KVPLAN_DEVICE std::uint32_t heads_length(const AttentionView& v, const Round& ro
          static_cast<std::uint32_t>(v.column_blocks);
 }
 
-/// Units of pages that a block has at least, while there are not enough for all.
-inline constexpr int kFewestUnits = 10;
-
 /// Measures the line. By the first warp of a block.
 template <int Pages>
 KVPLAN_DEVICE void measure_line(const AttentionView& v, Round& round) {
@@ -90,15 +87,10 @@ KVPLAN_DEVICE void measure_line(const AttentionView& v, Round& round) {
   if (lane() == 0) {
     round.chunks = chunks, round.page_units = page_units;
     const std::uint32_t line = heads_length(v, round, v.layer.kv_heads);
-    // The more blocks share a segment, the longer it takes to put their parts together.
-    const int units = page_units * v.layer.kv_heads * v.column_blocks;
-    const int wanted = units / kFewestUnits + 1;
-    const int used = wanted < v.decode_blocks ? wanted : v.decode_blocks;
-    const Cut cut(line, static_cast<std::uint32_t>(used));
-    const bool works = block() < used;
-    round.line = line, round.blocks = used;
-    round.end = works ? cut.begin(static_cast<std::uint32_t>(block())) : line;  // of the round before
-    round.block_end = works ? cut.begin(static_cast<std::uint32_t>(block()) + 1) : line;
+    const Cut cut(line, static_cast<std::uint32_t>(v.decode_blocks));
+    round.line = line;
+    round.end = cut.begin(static_cast<std::uint32_t>(block()));  // of the round before
+    round.block_end = cut.begin(static_cast<std::uint32_t>(block()) + 1);
   }
   sync_warp();
 }

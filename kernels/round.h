@@ -68,7 +68,6 @@ struct Round {
   std::uint32_t line;               // length
   std::uint32_t begin, end;         // of the round on the line
   std::uint32_t block_end;          // of the block on the line
-  std::int32_t blocks;              // that the line is cut for
   std::int32_t chunks, page_units;  // of one segment of every sequence
   std::int32_t count;
   std::int32_t all_whole;  // whether every piece is
