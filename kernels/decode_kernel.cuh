@@ -208,17 +208,17 @@ class Worker {
     WarpState& state = memory_.state(warp());
     const PageRange pages(piece, state, p);
     const quant::HeadLayout& head = v_.layer.heads[piece.head];
-    const int frequencies = 8 * v_.layer.phase_steps;
+    const int phases = 16 * v_.layer.phase_steps;  // of a page
     PageList list;
     list.pages = v_.layer.pool + head.block_offset;
     list.blocks = v_.batch.page_table +
                   std::int64_t{v_.batch.slot[piece.sequence]} * v_.batch.table_stride + pages.first;
-    list.phases = v_.layer.page_phase + std::int64_t{pages.first} * frequencies;
+    list.phases = v_.layer.page_phase + std::int64_t{pages.first} * phases;
     list.block_bytes = v_.layer.block_bytes;
     list.count = pages.count;
     list.key_bytes = key_tile_bytes(head);
     list.rest_bytes = head.page_bytes - list.key_bytes;
-    list.phase_bytes = static_cast<std::uint32_t>(frequencies * static_cast<int>(sizeof(float2)));
+    list.phase_bytes = static_cast<std::uint32_t>(phases * static_cast<int>(sizeof(float2)));
     feed.start(list);
     if (lane() == 0) state.sent = p;
   }

@@ -198,7 +198,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   shape.shared.list_offset = warp.take(kPageListBytes);
   shape.uniform = uniform_kind(format, phase_steps, columns);
   shape.mixed = shape.uniform < 0 && is_mixed(format, columns);
-  shape.shared.mixed_offset = warp.take(shape.mixed ? mixed_bytes(phase_steps) : 0);
+  shape.shared.mixed_offset = warp.take(shape.mixed ? sizeof(TileTables) : 0);
   shape.shared.barriers_offset = warp.take(kMostSlots * kBarrierBytes);
   shape.shared.warp_bytes = warp.end();
   const std::size_t output_tiles =
@@ -246,16 +246,18 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   };
 
   if (shape.mixed) {
-    // Two pages: a half at work and one on its way; of most heads pages are smaller, and more.
-    std::size_t pages = 0;
-    for (const quant::HeadLayout& head : format.heads)
-      pages = std::max(pages, std::size_t{2} * head.page_bytes);
+    // A half at work and one on its way; of most heads pages are smaller, and more.
+    std::size_t halves = 0;
+    for (const quant::HeadLayout& head : format.heads) {
+      const std::size_t keys = quant::key_tile_bytes(head);
+      halves = std::max({halves, 2 * (keys + 2 * frequencies * sizeof(float2)),
+                         2 * (head.page_bytes - keys)});
+    }
     for (int warps = kMixedWarps; warps >= kMixedWarps / 2; --warps)
       for (std::size_t ring = kMaxShared / static_cast<std::size_t>(warps) / 128 * 128;
-           ring >= pages; ring -= 128)
+           ring >= halves; ring -= 128)
         if (place(warps, ring)) {
           shape.shared.ring_bytes = static_cast<std::int32_t>(ring);
-          shape.unit_pages = 2;
           return shape;
         }
     shape.mixed = false;
@@ -274,7 +276,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     shape.uniform = -1;
   }
   for (int warps = kDecodeWarps; warps > 0; --warps)
-    if (place(warps, rounded(2 * slot + frequencies * sizeof(float2)))) return shape;
+    if (place(warps, rounded(2 * slot + 2 * frequencies * sizeof(float2)))) return shape;
   throw InternalError("no warp of the decode kernel fits into shared memory at head_dim " +
                       std::to_string(head_dim));
 }
