@@ -25,27 +25,49 @@ class KeyCentre {
   KVPLAN_DEVICE void add(float (&terms)[2][4], std::uint32_t phases) const {
     phases += 64 * static_cast<std::uint32_t>(lane() >> 2 & 1) +
               16 * static_cast<std::uint32_t>(lane() & 3);
-    if (split_)
-      add_steps<true>(terms, phases);
-    else
-      add_steps<false>(terms, phases);
+    Place at{phases, centre_, tile_, low_};
+    if (split_) {
+#pragma unroll 1
+      for (int s = 0; s < steps_; ++s) add_steps<1, true>(terms, at);
+    } else if (steps_ % kTogether == 0) {
+#pragma unroll 1
+      for (int s = 0; s < steps_; s += kTogether) add_steps<kTogether, false>(terms, at);
+    } else {
+#pragma unroll 1
+      for (int s = 0; s < steps_; ++s) add_steps<1, false>(terms, at);
+    }
   }
 
  private:
-  template <bool Split>
-  KVPLAN_DEVICE void add_steps(float (&terms)[2][4], std::uint32_t phase) const {
-    std::uint32_t centre = centre_, tile = tile_, low = low_;
-#pragma unroll(Split ? 1 : 4)
-    for (int s = 0; s < steps_; ++s) {
-      const uint4 turn = load_shared4(phase), z = load_shared4(centre);
+  static constexpr int kTogether = 4;  // steps whose loads are on the way at a time
+
+  /// Of a step, at shared addresses.
+  struct Place {
+    std::uint32_t phase, centre, tile, low;
+  };
+
+  template <int Steps, bool Split>
+  KVPLAN_DEVICE static void add_steps(float (&terms)[2][4], Place& at) {
+    uint4 turn[Steps], z[Steps];
+#pragma unroll
+    for (int s = 0; s < Steps; ++s) {
+      turn[s] = load_shared4(at.phase + 128 * s);
+      z[s] = load_shared4(at.centre + 256 * s);
+    }
+#pragma unroll
+    for (int s = 0; s < Steps; ++s) {
+      const std::uint32_t offset = kRows * 16 * kLanes * s;
+      uint4 a[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) a[i] = load_shared4(at.tile + offset + 16 * kLanes * i);
       float x[2], y[2];
       std::uint32_t b[2];
-      rotate(turn.x, turn.y, z.x, z.y, x[0], y[0]);
-      rotate(turn.z, turn.w, z.z, z.w, x[1], y[1]);
+      rotate(turn[s].x, turn[s].y, z[s].x, z[s].y, x[0], y[0]);
+      rotate(turn[s].z, turn[s].w, z[s].z, z[s].w, x[1], y[1]);
 #pragma unroll
       for (int k = 0; k < 2; ++k) b[k] = pack_halves(x[k], y[k]);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) multiply(terms[i], tile + 16 * kLanes * i, b[0], b[1]);
+      for (int i = 0; i < 2; ++i) multiply(terms[i], a[i], b);
       if constexpr (Split) {
         std::uint32_t rest[2], small[2];
 #pragma unroll
@@ -55,13 +77,13 @@ class KeyCentre {
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          multiply(terms[i], tile + 16 * kLanes * i, rest[0], rest[1]);
-          multiply(terms[i], low + 16 * kLanes * i, small[0], small[1]);
+          multiply(terms[i], a[i], rest);
+          multiply(terms[i], load_shared4(at.low + offset + 16 * kLanes * i), small);
         }
-        low += kRows * 16 * kLanes;
       }
-      phase += 128, centre += 256, tile += kRows * 16 * kLanes;
     }
+    at.phase += 128 * Steps, at.centre += 256 * Steps;
+    at.tile += kRows * 16 * kLanes * Steps, at.low += kRows * 16 * kLanes * Steps;
   }
   KVPLAN_DEVICE static void rotate(std::uint32_t cosine, std::uint32_t sine, std::uint32_t zx,
                                    std::uint32_t zy, float& x, float& y) {
@@ -69,11 +91,9 @@ class KeyCentre {
     x = fused(float_of_bits(zx), c, -float_of_bits(zy) * s);
     y = fused(float_of_bits(zx), -s, -float_of_bits(zy) * c);
   }
-  KVPLAN_DEVICE static void multiply(float (&d)[4], std::uint32_t at, std::uint32_t b0,
-                                     std::uint32_t b1) {
-    const uint4 w = load_shared4(at);
+  KVPLAN_DEVICE static void multiply(float (&d)[4], const uint4& w, const std::uint32_t (&b)[2]) {
     const std::uint32_t a[4] = {w.x, w.y, w.z, w.w};
-    mma(d, a, b0, b1);
+    mma(d, a, b[0], b[1]);
   }
 
   int steps_;

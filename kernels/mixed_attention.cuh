@@ -43,9 +43,14 @@ class TileCounts {
   KVPLAN_DEVICE bool half() const {
     return (word<Width>() & 1u << shift(Width)) != 0;
   }
+  /// Whether full tiles are left.
   template <int Width>
-  KVPLAN_DEVICE std::uint32_t full() const {
-    return word<Width>() >> (shift(Width) + 1) & 127;
+  KVPLAN_DEVICE bool full() const {
+    return (word<Width>() & 254u << shift(Width)) != 0;
+  }
+  template <int Width>
+  KVPLAN_DEVICE void take() {
+    (Width > 3 ? wide_ : narrow_) -= 2u << shift(Width);
   }
 
  private:
@@ -72,31 +77,39 @@ struct StepTable {
   }
 };
 
-// Brings the tiles of one width, which begin at visit.at, as registers of operand A to
-// visit.tile(a) and visit.half(a).
+// Brings the tiles of one width, which begin at visit.at, as registers of operand A to visit.tile(a),
+// or visit.tile(a, b) with a + b, and visit.half(a).
 template <int Width, class Visit>
-KVPLAN_DEVICE void for_tiles_of(const TileCounts& counts, std::uint32_t tables, Visit& visit) {
+KVPLAN_DEVICE void for_tiles_of(TileCounts counts, std::uint32_t tables, Visit& visit) {
   if (!counts.any<Width>()) return;
   constexpr std::uint32_t kBytes = 128 * Width;
   const StepTable<Width> table(tables);
-  const ByteTile<Width> tile(table.words);
-  std::uint32_t w[Width];
-  std::uint32_t left = counts.full<Width>();
-  if (left > 0) tile.load(w, visit.at);
+  if (counts.full<Width>()) {
+    const ByteTile<Width> tile(table.words);
 #pragma unroll 1
-  for (; left > 0; --left) {
-    std::uint32_t a[8];
-    visit.at += kBytes;
-    tile.registers(w, a);
-    tile.load(w, visit.at);  // of the next tile; behind the last one there is something else
-                             // (kReadAhead)
-    visit.tile(a);
+    do {
+      std::uint32_t w[Width], a[8];
+      tile.load(w, visit.at);
+      visit.at += kBytes;
+      visit.prepare();
+      counts.take<Width>();
+      if constexpr (Width == 4) {
+        std::uint32_t b[8];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) tile.table.summands(w, k, a + 2 * k, b + 2 * k);
+        visit.tile(a, b);
+      } else {
+        tile.registers(w, a);
+        visit.tile(a);
+      }
+    } while (counts.full<Width>());
   }
   if (!counts.half<Width>()) return;
   const ByteHalfTile<Width> half(table.words);
-  std::uint32_t a[4];
+  std::uint32_t w[Width], a[4];
   half.load(w, visit.at);
   visit.at += kBytes / 2;
+  visit.prepare();
   half.registers(w, a);
   visit.half(a);
 }
@@ -118,24 +131,26 @@ struct KeyTiles {
   std::uint32_t at;
   std::uint32_t query;  // of the lane in the fragments
   int (&sums)[kRows][4];
+  std::uint32_t q = 0;
 
+  /// Ahead of the next tile.
+  KVPLAN_DEVICE void prepare() {
+    q = load_shared1(query);
+    query += 8 * kLanes;  // bytes of a tile of the fragments
+  }
   KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8]) {
-    const std::uint32_t q = next();
 #pragma unroll
     for (int i = 0; i < kRows; ++i) mma_bytes(sums[i], a[2 * i], a[2 * i + 1], q);
   }
+  KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8], const std::uint32_t (&b)[8]) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+      mma_bytes(sums[i], a[2 * i], a[2 * i + 1], b[2 * i], b[2 * i + 1], q, q);
+  }
   KVPLAN_DEVICE void half(const std::uint32_t (&a)[4]) {
-    const std::uint32_t q = next();
     // The bytes of coordinates that are not there meet zeros.
 #pragma unroll
     for (int i = 0; i < kRows; ++i) mma_bytes(sums[i], a[i], a[i] >> 8, q);
-  }
-
- private:
-  KVPLAN_DEVICE std::uint32_t next() {
-    const std::uint32_t q = load_shared1(query);
-    query += 8 * kLanes;  // bytes of a tile of the fragments
-    return q;
   }
 };
 
@@ -145,11 +160,21 @@ struct ValueTiles {
   Output<1>* output;  // of the lane
   const ByteWeights<1, 1>& p;
   float unit;
+  Output<1> o = {};
 
+  KVPLAN_DEVICE void prepare() { o = *output; }
   KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8]) {
     int sums[4];
     multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0][0], p[0][1][0]);
     mma_unsigned(sums, a[4], a[5], a[6], a[7], p[0][2][0], p[0][3][0]);
+    add(sums);
+  }
+  KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8], const std::uint32_t (&b)[8]) {
+    int sums[4];
+    multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0][0], p[0][1][0]);
+    mma_unsigned(sums, b[0], b[1], b[2], b[3], p[0][0][0], p[0][1][0]);
+    mma_unsigned(sums, a[4], a[5], a[6], a[7], p[0][2][0], p[0][3][0]);
+    mma_unsigned(sums, b[4], b[5], b[6], b[7], p[0][2][0], p[0][3][0]);
     add(sums);
   }
   KVPLAN_DEVICE void half(const std::uint32_t (&a)[4]) {
@@ -161,7 +186,6 @@ struct ValueTiles {
 
  private:
   KVPLAN_DEVICE void add(const int (&sums)[4]) {
-    Output<1> o = *output;
 #pragma unroll
     for (int h = 0; h < 2; ++h) o.x[h] = fused(digits(sums[2 * h], sums[2 * h + 1]), unit, o.x[h]);
     *output = o;
@@ -186,6 +210,7 @@ class MixedPath {
 
  private:
   using PageScores = Scores<1, 1>;
+  static constexpr float kMost = 64;  // 2^kSlack
 
   KVPLAN_DEVICE static TileTables& tables_of(const Work<1>& work) {
     return *reinterpret_cast<TileTables*>(work.tables);
@@ -213,18 +238,14 @@ class MixedPath {
         query_(shared_address(work.query + lane())),
         key_bytes_(keys_.bytes()),
         log_norms_(uniform(static_cast<std::uint32_t>(work.norm_bytes[0])) == 1),
-        key_norms_(work.key_norms + norm_offset()),
-        value_norms_(work.value_norms + norm_offset()),
+        norms_(shared_address(tables_of(work).norms) +
+               32 * static_cast<std::uint32_t>(lane() >> 2)),
         centre_(v, work) {
     const int first = v.layer.sink_tokens, lowest = work.lowest - first;
     const int visible = work.first_query + 1 - first;  // to every query, of the packed tokens
     plain_from_ = lowest > 0 ? (lowest + quant::kPageTokens - 1) / quant::kPageTokens : 0;
     const int until = v.soft_cap > 0 || visible < 0 ? 0 : visible / quant::kPageTokens;
     plain_pages_ = until > plain_from_ ? static_cast<unsigned>(until - plain_from_) : 0;
-  }
-
-  KVPLAN_DEVICE std::uint32_t norm_offset() const {
-    return (log_norms_ ? 8u : 16u) * static_cast<std::uint32_t>(lane() >> 2);
   }
 
   // What the scores of a column are differences to.
@@ -253,38 +274,79 @@ class MixedPath {
     feed.done();
 
     const std::uint32_t rest = feed.wait();
+    share_norms(rest);
     float norms[8];
-    load_norms(norms, rest + key_norms_);
+    load_norms(norms, 0);
     for_scores<1, 1>([&](int n, int i, int h, int e) {
       s[n][i][h][e] = fused(s[n][i][h][e], norms[2 * i + h], terms[i % 2][2 * h + i / 2]);
     });
     if (static_cast<unsigned>(page - plain_from_) >= plain_pages_) [[unlikely]]
       cap_and_mask(s, page);
-    follow(s);
-    exponentiate<1, 1>(s, r_);
+    PageScores w;
+    float sum = exponentiate(w, s);
+    if (any(!(sum <= most_))) [[unlikely]] {
+      follow(s);
+      sum = exponentiate(w, s);
+    }
+    r_.l[0] += sum;
 
-    load_norms(norms, rest + value_norms_);
+    load_norms(norms, 4 * quant::kPageTokens);
     float sums[kRows] = {};
     for_scores<1, 1>([&](int n, int i, int h, int e) {
-      s[n][i][h][e] *= norms[2 * i + h];
-      sums[i] += s[n][i][h][e];
+      w[n][i][h][e] *= norms[2 * i + h];
+      sums[i] += w[n][i][h][e];
     });
-    r_.norms[0] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    float factor[1], unit[1];
-    measure_weights<1, 1>(s, kTopByteWeight, factor, unit);
+    sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    r_.norms[0] += sum;
+    // No weight of a column is above the largest sum of its lanes.
+#pragma unroll
+    for (int step = 4; step < kLanes; step *= 2) sum = fmaxf(sum, shuffle_xor(sum, step));
+    sum = fmaxf(sum, 1e-30f);
+    const float factor[1] = {kTopByteWeight * reciprocal_fast(sum)};
     ByteWeights<1, 1> p;
-    make_byte_weights<1, 1>(p, s, factor);
-    ValueTiles tiles{rest, work_.output + lane(), p, unit[0]};
+    make_byte_weights<1, 1>(p, w, factor);
+    ValueTiles tiles{rest, work_.output + lane(), p, sum * (1 / kTopByteWeight)};
     for_tiles(values_, tables_ + sizeof(TileTables::words[0]), tiles);
     feed.done();
   }
 
-  // Norms of the lane's tokens.
-  KVPLAN_DEVICE void load_norms(float (&x)[8], std::uint32_t at) const {
-    if (log_norms_)
-      load_log_norms(x, at);
-    else
-      load_half_norms(x, at);
+  // Norms of keys and of values, float [2][64] for all lanes: a lane takes two of each.
+  KVPLAN_DEVICE void share_norms(std::uint32_t rest) const {
+    float x[2][2];
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      const std::uint32_t at = rest + (side == 0 ? work_.key_norms : work_.value_norms);
+      if (log_norms_) {
+        log_norms_of(x[side], load_shared_half(at + 2 * lane()));
+      } else {
+        const std::uint32_t two = load_shared1(at + 4 * lane());
+        x[side][0] = low_half(two), x[side][1] = high_half(two);
+      }
+    }
+    sync_warp();  // those of the page before have been read
+#pragma unroll
+    for (int side = 0; side < 2; ++side)
+      tables_of(work_).norms[side][lane()] = float2{x[side][0], x[side][1]};
+    sync_warp();
+  }
+  // Of the lane's tokens.
+  KVPLAN_DEVICE void load_norms(float (&x)[8], std::uint32_t side) const {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const uint4 v = load_shared4(norms_ + side + 16 * static_cast<std::uint32_t>(k));
+      x[4 * k] = float_of_bits(v.x), x[4 * k + 1] = float_of_bits(v.y);
+      x[4 * k + 2] = float_of_bits(v.z), x[4 * k + 3] = float_of_bits(v.w);
+    }
+  }
+
+  // Scores become probabilities w = 2^s; their sum.
+  KVPLAN_DEVICE static float exponentiate(PageScores& w, const PageScores& s) {
+    float sums[kRows] = {};
+    for_scores<1, 1>([&](int n, int i, int h, int e) {
+      w[n][i][h][e] = exp2_fast(s[n][i][h][e]);
+      sums[i] += w[n][i][h][e];
+    });
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
 
   KVPLAN_DEVICE void cap_and_mask(PageScores& s, int page) const {
@@ -301,8 +363,6 @@ class MixedPath {
   KVPLAN_DEVICE void follow(PageScores& s) {
     float top[1];
     largest<1, 1>(s, top);
-    if (!any(top[0] > (r_.started ? kSlack : kLowest))) [[likely]]
-      return;
 #pragma unroll
     for (int step = 4; step < kLanes; step *= 2) top[0] = fmaxf(top[0], shuffle_xor(top[0], step));
     const bool known = r_.m[0] > kLowest, seen = top[0] > kLowest;
@@ -313,7 +373,7 @@ class MixedPath {
     r_.norms[0] *= factor[0];
     scale_output<1>(work_, work_.value_tiles, factor);
     for_scores<1, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] -= shift; });
-    r_.started = !any(r_.m[0] <= kLowest);
+    if (!any(r_.m[0] <= kLowest)) most_ = kMost;
   }
 
   const AttentionView& v_;
@@ -322,7 +382,8 @@ class MixedPath {
   const TileCounts keys_, values_;
   std::uint32_t tables_, query_, key_bytes_;
   bool log_norms_;
-  std::uint32_t key_norms_, value_norms_;  // of the lane, in the second half of a page
+  std::uint32_t norms_;  // of the lane's tokens
+  float most_ = -1;      // a lane's sum of probabilities beyond which the maximum follows
   int plain_from_;  // from here on so many pages need neither cap nor mask
   unsigned plain_pages_;
   KeyCentre centre_;

@@ -223,7 +223,7 @@ class PageRing {
  public:
   KVPLAN_DEVICE PageRing(PageList* list, std::uint32_t barriers, std::uint32_t slots,
                          const SharedMap& map)
-      : list_(list),
+      : list_(static_cast<int>(reinterpret_cast<std::byte*>(list) - shared_memory())),
         barriers_(barriers),
         slots_(slots),
         ring_bytes_(static_cast<std::uint32_t>(map.ring_bytes)) {
@@ -235,7 +235,7 @@ class PageRing {
   /// Starts on another list; the one before is used up.
   KVPLAN_DEVICE void start(const PageList& list) {
     sync_warp();
-    if (lane() == 0) *list_ = list;
+    if (lane() == 0) this->list() = list;
     sync_warp();
     const std::uint32_t first = list.key_bytes + list.phase_bytes;
     slot_bytes_ = first > list.rest_bytes ? first : list.rest_bytes;
@@ -261,7 +261,7 @@ class PageRing {
 
  private:
   KVPLAN_DEVICE void issue(int slot) {
-    const PageList& list = *list_;
+    const PageList& list = this->list();
     if (sent_ >= 2 * list.count) return;
     const std::uint32_t to = slots_ + static_cast<std::uint32_t>(slot) * slot_bytes_,
                         barrier = barriers_ + 8 * slot, key_bytes = list.key_bytes;
@@ -282,7 +282,12 @@ class PageRing {
     ++sent_;
   }
 
-  PageList* list_;
+  // So that the compiler knows where it is.
+  KVPLAN_DEVICE PageList& list() const {
+    return *reinterpret_cast<PageList*>(shared_memory() + list_);
+  }
+
+  int list_;  // in shared memory
   std::uint32_t barriers_, slots_, ring_bytes_;
   std::uint32_t slot_bytes_ = 0;
   int slot_count_ = 0;

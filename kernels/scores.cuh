@@ -80,17 +80,26 @@ KVPLAN_DEVICE void load_half_norms(float (&x)[8], std::uint32_t at) {
 #pragma unroll
   for (int k = 0; k < 8; ++k) x[k] = k % 2 == 0 ? low_half(words[k / 2]) : high_half(words[k / 2]);
 }
-KVPLAN_DEVICE void load_log_norms(float (&x)[8], std::uint32_t at) {
+/// The log8 norms in the lowest bytes of `bytes`.
+template <int Count>
+KVPLAN_DEVICE void log_norms_of(float (&x)[Count], std::uint32_t bytes) {
+  static_assert(Count <= 4);
   // 2^(q / 32): 2^23 + (q + 128) is a float whose low byte is q + 128.
   constexpr float kBase = (8388608.0f + 128) / 32;
-  const uint2 v = load_shared2(at);
-  const std::uint32_t words[2] = {v.x ^ 0x80808080, v.y ^ 0x80808080};
+  bytes ^= 0x80808080;
 #pragma unroll
-  for (int k = 0; k < 8; ++k) {
-    const std::uint32_t bits =
-        select_bytes(words[k / 4], 0x4b000000, 0x7440u | static_cast<std::uint32_t>(k % 4));
-    x[k] = exp2_fast(fused(float_of_bits(bits), 1.0f / 32, -kBase));
-  }
+  for (int k = 0; k < Count; ++k)
+    x[k] = exp2_fast(fused(float_of_bits(select_bytes(bytes, 0x4b000000,
+                                                      0x7440u | static_cast<std::uint32_t>(k))),
+                           1.0f / 32, -kBase));
+}
+KVPLAN_DEVICE void load_log_norms(float (&x)[8], std::uint32_t at) {
+  const uint2 v = load_shared2(at);
+  float low[4], high[4];
+  log_norms_of(low, v.x);
+  log_norms_of(high, v.y);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) x[k] = low[k], x[4 + k] = high[k];
 }
 // Of all lanes at `at`, of so many bytes each; 0: there are none.
 KVPLAN_DEVICE void load_norms(float (&x)[8], std::uint32_t at, int bytes) {

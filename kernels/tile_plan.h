@@ -4,10 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <vector_types.h>
+
 namespace kvplan::kernels {
 
-/// Warps of a block, at most: 128 registers per thread.
-inline constexpr int kMixedWarps = 16;
+/// Warps of a block, at most: 168 registers per thread.
+inline constexpr int kMixedWarps = 12;
 
 /// The bytes of levels of 3, 4, 5 and 6 bits begin at these words of a side's table.
 constexpr int table_word_of(int width) { return width < 6 ? 4 * (width - 3) : 12; }
@@ -15,6 +17,7 @@ constexpr int table_words(int width) { return width < 3 || width > 6 ? 0 : width
 
 struct alignas(16) TileTables {
   std::uint32_t words[2][20];  // of keys, of values
+  float2 norms[2][32];         // of a page: of keys, of values
 };
 
 /// Bytes of the largest tile of a page: so far behind a half of a page tiles are read ahead.
