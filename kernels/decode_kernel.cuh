@@ -14,6 +14,7 @@
 #include "kernels/round.cuh"
 #include "kernels/scores.cuh"
 #include "kernels/tile_codes.cuh"
+#include "kernels/tile_plan.h"
 #include "kernels/views.h"
 
 namespace kvplan::kernels {
@@ -37,8 +38,9 @@ KVPLAN_DEVICE void fill_shared(const AttentionView& v, const BlockMemory<Blocks>
   const auto copy = [&](int address, const uint4* from) {
     if (address == 0) return;
     auto* const to = memory.template at<uint4>(address);
-    for (int i = thread(); i < v.layer.phase_steps * kRows * kLanes; i += threads())
-      to[i] = from[i];
+    const int kept = (v.layer.mixed ? kHalfPageRows : kRows) * kLanes;  // of a step
+    for (int i = thread(); i < v.layer.phase_steps * kept; i += threads())
+      to[i] = from[i / kept * (kRows * kLanes) + i % kept];
   };
   copy(map.rotary_tile, v.layer.rotary_tile);
   copy(map.rotary_tile_low, v.layer.rotary_tile_low);

@@ -179,11 +179,16 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     shape.shared.table_address[table] = take(bytes, bytes);
     shape.shared.tables = std::max(shape.shared.tables, table + 1);
   }
-  const std::size_t rotary_bytes =
-      static_cast<std::size_t>(phase_steps) * kRows * kLanes * sizeof(uint4);
-  if (rotary_bytes > 0) shape.shared.rotary_tile = take(rotary_bytes, 128);
-  if (rotary_bytes > 0 && split_tile) shape.shared.rotary_tile_low = take(rotary_bytes, 128);
-  shape.shared.round = take(rounded(sizeof(Round)), 128);
+  const SharedSpace behind_tables = space;
+  /// What the whole block has, so many rows of blocks of the rotary tile among it.
+  const auto place_block = [&](int rows) {
+    space = behind_tables;
+    const std::size_t bytes =
+        static_cast<std::size_t>(phase_steps * rows * kLanes) * sizeof(uint4);
+    if (bytes > 0) shape.shared.rotary_tile = take(bytes, 128);
+    if (bytes > 0 && split_tile) shape.shared.rotary_tile_low = take(bytes, 128);
+    shape.shared.round = take(rounded(sizeof(Round)), 128);
+  };
 
   const int columns_kept = columns <= kColumns / 2 ? kColumns / 2 : kColumns;
   const auto frequencies = static_cast<std::size_t>(8 * phase_steps);
@@ -230,7 +235,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     const std::int64_t at[] = {
         with.take(static_cast<std::size_t>(pieces * shape.shared.piece_bytes), 128),
         with.take(all(static_cast<std::size_t>(shape.shared.warp_bytes)), 128),
-        with.take(outputs, 128), with.take(feeds + (shape.mixed ? kReadAhead : 0), 128)};
+        with.take(outputs, 128), with.take(feeds, 128)};
     for (const std::int64_t address : at)
       if (address < 0) return false;
     shape.shared.most_pieces = pieces;
@@ -246,22 +251,26 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   };
 
   if (shape.mixed) {
-    // A half at work and one on its way; of most heads pages are smaller, and more.
-    std::size_t halves = 0;
+    // At least one half; of most heads pages are smaller than the largest half of any, and more.
+    std::size_t half = 0, page = 0;
     for (const quant::HeadLayout& head : format.heads) {
-      const std::size_t keys = quant::key_tile_bytes(head);
-      halves = std::max({halves, 2 * (keys + 2 * frequencies * sizeof(float2)),
-                         2 * (head.page_bytes - keys)});
+      const std::size_t phases = 2 * frequencies * sizeof(float2);
+      half = std::max({half, quant::key_tile_bytes(head) + phases,
+                       std::size_t{head.page_bytes} - quant::key_tile_bytes(head)});
+      page = std::max(page, head.page_bytes + phases);
     }
+    place_block(kHalfPageRows);
+    const std::size_t least = std::max(half, page * 3 / 4);
     for (int warps = kMixedWarps; warps >= kMixedWarps / 2; --warps)
       for (std::size_t ring = kMaxShared / static_cast<std::size_t>(warps) / 128 * 128;
-           ring >= halves; ring -= 128)
+           ring >= least; ring -= 128)
         if (place(warps, ring)) {
           shape.shared.ring_bytes = static_cast<std::int32_t>(ring);
           return shape;
         }
     shape.mixed = false;
   }
+  place_block(kRows);
   if (shape.uniform >= 0) {
     // Halves of pages: keys of a page, values of the one before, and one half on its way; loops
     // hold one half at a time.

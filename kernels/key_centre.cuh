@@ -39,6 +39,7 @@ class KeyCentre {
   }
 
  private:
+  static constexpr int kStepBytes = kHalfPageRows * 16 * kLanes;  // of the rotary tile
   static constexpr int kTogether = 4;  // steps whose loads are on the way at a time
 
   /// Of a step, at shared addresses.
@@ -56,7 +57,7 @@ class KeyCentre {
     }
 #pragma unroll
     for (int s = 0; s < Steps; ++s) {
-      const std::uint32_t offset = kRows * 16 * kLanes * s;
+      const std::uint32_t offset = kStepBytes * s;
       uint4 a[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) a[i] = load_shared4(at.tile + offset + 16 * kLanes * i);
@@ -83,7 +84,7 @@ class KeyCentre {
       }
     }
     at.phase += 128 * Steps, at.centre += 256 * Steps;
-    at.tile += kRows * 16 * kLanes * Steps, at.low += kRows * 16 * kLanes * Steps;
+    at.tile += kStepBytes * Steps, at.low += kStepBytes * Steps;
   }
   KVPLAN_DEVICE static void rotate(std::uint32_t cosine, std::uint32_t sine, std::uint32_t zx,
                                    std::uint32_t zy, float& x, float& y) {

@@ -218,7 +218,8 @@ class HalfFeed {
 KVPLAN_DEVICE std::uint32_t uniform(std::uint32_t x) { return ballot((x >> lane() & 1) != 0); }
 
 // Halves of single pages, keys and then values, through a ring of slots that are as large as the
-// list's halves need. Behind the keys are the phases of the page. Otherwise as PageFeed.
+// list's halves need, or through one slot where the ring does not hold a page. Behind the keys are
+// the phases of the page. Otherwise as PageFeed.
 class PageRing {
  public:
   KVPLAN_DEVICE PageRing(PageList* list, std::uint32_t barriers, std::uint32_t slots,
@@ -237,10 +238,10 @@ class PageRing {
     sync_warp();
     if (lane() == 0) this->list() = list;
     sync_warp();
-    const std::uint32_t first = list.key_bytes + list.phase_bytes;
-    slot_bytes_ = first > list.rest_bytes ? first : list.rest_bytes;
-    const int fit = static_cast<int>(ring_bytes_ / slot_bytes_);
-    slot_count_ = fit < kMostSlots ? fit : kMostSlots;
+    first_bytes_ = list.key_bytes + list.phase_bytes;
+    page_bytes_ = first_bytes_ + list.rest_bytes;
+    const int fit = 2 * static_cast<int>(ring_bytes_ / page_bytes_);
+    slot_count_ = fit == 0 ? 1 : fit < kMostSlots ? fit : kMostSlots;
     taken_ = sent_ = 0;
     window_.look_at(list, 0);
 #pragma unroll 1
@@ -249,7 +250,7 @@ class PageRing {
   /// Address of the next half, once it is there.
   KVPLAN_DEVICE std::uint32_t wait() {
     wait_copy(barriers_ + 8 * taken_, parities_ >> taken_ & 1);
-    return slots_ + static_cast<std::uint32_t>(taken_) * slot_bytes_;
+    return address(taken_);
   }
   /// It is no longer needed.
   KVPLAN_DEVICE void done() {
@@ -260,11 +261,15 @@ class PageRing {
   }
 
  private:
+  KVPLAN_DEVICE std::uint32_t address(int slot) const {
+    return slots_ + static_cast<std::uint32_t>(slot / 2) * page_bytes_ +
+           (slot % 2 == 0 ? 0 : first_bytes_);
+  }
   KVPLAN_DEVICE void issue(int slot) {
     const PageList& list = this->list();
     if (sent_ >= 2 * list.count) return;
-    const std::uint32_t to = slots_ + static_cast<std::uint32_t>(slot) * slot_bytes_,
-                        barrier = barriers_ + 8 * slot, key_bytes = list.key_bytes;
+    const std::uint32_t to = address(slot), barrier = barriers_ + 8 * slot,
+                        key_bytes = list.key_bytes;
     if (sent_ % 2 == 0) {
       const int page = sent_ / 2;
       const std::uint32_t phase_bytes = list.phase_bytes;
@@ -289,7 +294,7 @@ class PageRing {
 
   int list_;  // in shared memory
   std::uint32_t barriers_, slots_, ring_bytes_;
-  std::uint32_t slot_bytes_ = 0;
+  std::uint32_t first_bytes_ = 0, page_bytes_ = 0;  // of keys and phases; of all
   int slot_count_ = 0;
   int taken_ = 0;               // slot of the half that is awaited next or at work
   std::uint32_t parities_ = 0;  // bit i: of the batch that slot i awaits next

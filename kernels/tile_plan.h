@@ -9,7 +9,7 @@
 namespace kvplan::kernels {
 
 /// Warps of a block, at most: 168 registers per thread.
-inline constexpr int kMixedWarps = 12;
+inline constexpr int kMixedWarps = 16;
 
 /// The bytes of levels of 3, 4, 5 and 6 bits begin at these words of a side's table.
 constexpr int table_word_of(int width) { return width < 6 ? 4 * (width - 3) : 12; }
@@ -20,7 +20,7 @@ struct alignas(16) TileTables {
   float2 norms[2][32];         // of a page: of keys, of values
 };
 
-/// Bytes of the largest tile of a page: so far behind a half of a page tiles are read ahead.
-inline constexpr std::size_t kReadAhead = 1024;
+/// Blocks of 16 positions of half a page, all that MixedPath needs of the rotary tile.
+inline constexpr int kHalfPageRows = 2;
 
 }  // namespace kvplan::kernels
