@@ -180,11 +180,10 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     shape.shared.tables = std::max(shape.shared.tables, table + 1);
   }
   const SharedSpace behind_tables = space;
-  /// What the whole block has, so many rows of blocks of the rotary tile among it.
+  /// What a block has once: of the rotary tile the first `rows` blocks of 16 positions.
   const auto place_block = [&](int rows) {
     space = behind_tables;
-    const std::size_t bytes =
-        static_cast<std::size_t>(phase_steps * rows * kLanes) * sizeof(uint4);
+    const std::size_t bytes = static_cast<std::size_t>(phase_steps * rows * kLanes) * sizeof(uint4);
     if (bytes > 0) shape.shared.rotary_tile = take(bytes, 128);
     if (bytes > 0 && split_tile) shape.shared.rotary_tile_low = take(bytes, 128);
     shape.shared.round = take(rounded(sizeof(Round)), 128);
@@ -251,7 +250,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   };
 
   if (shape.mixed) {
-    // At least one half; of most heads pages are smaller than the largest half of any, and more.
+    // Room for half a page of any head; of most heads it is room for pages.
     std::size_t half = 0, page = 0;
     for (const quant::HeadLayout& head : format.heads) {
       const std::size_t phases = 2 * frequencies * sizeof(float2);

@@ -29,9 +29,10 @@ class KeyCentre {
     if (split_) {
 #pragma unroll 1
       for (int s = 0; s < steps_; ++s) add_steps<1, true>(terms, at);
-    } else if (steps_ % kTogether == 0) {
-#pragma unroll 1
-      for (int s = 0; s < steps_; s += kTogether) add_steps<kTogether, false>(terms, at);
+    } else if (steps_ == 8) {  // head_dim 128
+      add_steps<8, false>(terms, at);
+    } else if (steps_ == 4) {  // 64
+      add_steps<4, false>(terms, at);
     } else {
 #pragma unroll 1
       for (int s = 0; s < steps_; ++s) add_steps<1, false>(terms, at);
@@ -40,7 +41,6 @@ class KeyCentre {
 
  private:
   static constexpr int kStepBytes = kHalfPageRows * 16 * kLanes;  // of the rotary tile
-  static constexpr int kTogether = 4;  // steps whose loads are on the way at a time
 
   /// Of a step, at shared addresses.
   struct Place {
@@ -49,22 +49,22 @@ class KeyCentre {
 
   template <int Steps, bool Split>
   KVPLAN_DEVICE static void add_steps(float (&terms)[2][4], Place& at) {
-    uint4 turn[Steps], z[Steps];
-#pragma unroll
-    for (int s = 0; s < Steps; ++s) {
-      turn[s] = load_shared4(at.phase + 128 * s);
-      z[s] = load_shared4(at.centre + 256 * s);
-    }
+    uint4 turn[2], z[2];  // of a step and the next one
+    const auto load = [&](int s) {
+      turn[s % 2] = load_shared4(at.phase + 128 * s), z[s % 2] = load_shared4(at.centre + 256 * s);
+    };
+    load(0);
 #pragma unroll
     for (int s = 0; s < Steps; ++s) {
       const std::uint32_t offset = kStepBytes * s;
       uint4 a[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) a[i] = load_shared4(at.tile + offset + 16 * kLanes * i);
+      if (s + 1 < Steps) load(s + 1);
       float x[2], y[2];
       std::uint32_t b[2];
-      rotate(turn[s].x, turn[s].y, z[s].x, z[s].y, x[0], y[0]);
-      rotate(turn[s].z, turn[s].w, z[s].z, z[s].w, x[1], y[1]);
+      rotate(turn[s % 2].x, turn[s % 2].y, z[s % 2].x, z[s % 2].y, x[0], y[0]);
+      rotate(turn[s % 2].z, turn[s % 2].w, z[s % 2].z, z[s % 2].w, x[1], y[1]);
 #pragma unroll
       for (int k = 0; k < 2; ++k) b[k] = pack_halves(x[k], y[k]);
 #pragma unroll

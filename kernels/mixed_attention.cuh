@@ -77,8 +77,8 @@ struct StepTable {
   }
 };
 
-// Brings the tiles of one width, which begin at visit.at, as registers of operand A to visit.tile(a),
-// or visit.tile(a, b) with a + b, and visit.half(a).
+// Brings the tiles of one width, which begin at visit.at, as registers of operand A to
+// visit.tile(a), or visit.tile(a, b) with a + b, and visit.half(a).
 template <int Width, class Visit>
 KVPLAN_DEVICE void for_tiles_of(TileCounts counts, std::uint32_t tables, Visit& visit) {
   if (!counts.any<Width>()) return;
@@ -154,41 +154,46 @@ struct KeyTiles {
   }
 };
 
-// Outputs += (values . weights) * unit.
+// Outputs += (values . weights) * unit. The sums of a tile are added while the next one is at work.
 struct ValueTiles {
   std::uint32_t at;
   Output<1>* output;  // of the lane
   const ByteWeights<1, 1>& p;
   float unit;
+  Output<1>* of_sums = output;
+  int sums[4] = {};
   Output<1> o = {};
 
-  KVPLAN_DEVICE void prepare() { o = *output; }
+  KVPLAN_DEVICE void prepare() { o = *of_sums; }
   KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8]) {
-    int sums[4];
+    add();
     multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0][0], p[0][1][0]);
     mma_unsigned(sums, a[4], a[5], a[6], a[7], p[0][2][0], p[0][3][0]);
-    add(sums);
   }
   KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8], const std::uint32_t (&b)[8]) {
-    int sums[4];
+    add();
     multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0][0], p[0][1][0]);
     mma_unsigned(sums, b[0], b[1], b[2], b[3], p[0][0][0], p[0][1][0]);
     mma_unsigned(sums, a[4], a[5], a[6], a[7], p[0][2][0], p[0][3][0]);
     mma_unsigned(sums, b[4], b[5], b[6], b[7], p[0][2][0], p[0][3][0]);
-    add(sums);
   }
   KVPLAN_DEVICE void half(const std::uint32_t (&a)[4]) {
-    int sums[4];
+    add();
     multiply_unsigned(sums, a[0], 0, a[1], 0, p[0][0][0], p[0][1][0]);
     mma_unsigned(sums, a[2], 0, a[3], 0, p[0][2][0], p[0][3][0]);
-    add(sums);
+  }
+  /// Adds what is left.
+  KVPLAN_DEVICE void finish() {
+    prepare();
+    add();
   }
 
  private:
-  KVPLAN_DEVICE void add(const int (&sums)[4]) {
+  KVPLAN_DEVICE void add() {
 #pragma unroll
     for (int h = 0; h < 2; ++h) o.x[h] = fused(digits(sums[2 * h], sums[2 * h + 1]), unit, o.x[h]);
-    *output = o;
+    *of_sums = o;
+    of_sums = output;
     output += kLanes;
   }
 };
@@ -307,6 +312,7 @@ class MixedPath {
     make_byte_weights<1, 1>(p, w, factor);
     ValueTiles tiles{rest, work_.output + lane(), p, sum * (1 / kTopByteWeight)};
     for_tiles(values_, tables_ + sizeof(TileTables::words[0]), tiles);
+    tiles.finish();
     feed.done();
   }
 
@@ -384,7 +390,7 @@ class MixedPath {
   bool log_norms_;
   std::uint32_t norms_;  // of the lane's tokens
   float most_ = -1;      // a lane's sum of probabilities beyond which the maximum follows
-  int plain_from_;  // from here on so many pages need neither cap nor mask
+  int plain_from_;       // from here on so many pages need neither cap nor mask
   unsigned plain_pages_;
   KeyCentre centre_;
 };

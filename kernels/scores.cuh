@@ -89,9 +89,9 @@ KVPLAN_DEVICE void log_norms_of(float (&x)[Count], std::uint32_t bytes) {
   bytes ^= 0x80808080;
 #pragma unroll
   for (int k = 0; k < Count; ++k)
-    x[k] = exp2_fast(fused(float_of_bits(select_bytes(bytes, 0x4b000000,
-                                                      0x7440u | static_cast<std::uint32_t>(k))),
-                           1.0f / 32, -kBase));
+    x[k] = exp2_fast(fused(
+        float_of_bits(select_bytes(bytes, 0x4b000000, 0x7440u | static_cast<std::uint32_t>(k))),
+        1.0f / 32, -kBase));
 }
 KVPLAN_DEVICE void load_log_norms(float (&x)[8], std::uint32_t at) {
   const uint2 v = load_shared2(at);

@@ -1,15 +1,15 @@
 #pragma once
 // What MixedPath keeps of a head in a warp's shared memory. Private to kernels.
 
+#include <vector_types.h>
+
 #include <cstddef>
 #include <cstdint>
-
-#include <vector_types.h>
 
 namespace kvplan::kernels {
 
 /// Warps of a block, at most: 168 registers per thread.
-inline constexpr int kMixedWarps = 16;
+inline constexpr int kMixedWarps = 12;
 
 /// The bytes of levels of 3, 4, 5 and 6 bits begin at these words of a side's table.
 constexpr int table_word_of(int width) { return width < 6 ? 4 * (width - 3) : 12; }

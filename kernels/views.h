@@ -181,7 +181,8 @@ struct LayerView {
   const double* inv_freq = nullptr;    // [pairs]
   const uint4* rotary_tile =
       nullptr;  // [phase_steps][4][32 lanes]: operand A of cos, sin(inv_freq_f * j), j = 0..63,
-                // fp16; row 16 i + .., columns (cos, sin) of frequencies 8 s + 2 t and 8 s + 2 t + 1
+                // fp16; row 16 i + .., columns (cos, sin) of frequencies 8 s + 2 t and 8 s + 2 t +
+                // 1
   const uint4* rotary_tile_low =
       nullptr;  // what fp16 rounding left of it, scaled by 2048; null: not needed
   WorkCosts costs;
