@@ -24,7 +24,7 @@ constexpr int kTurns = 2;                 // threads that share the turned mean 
 constexpr int kOctet = 8;                 // channels of a 16-byte load
 constexpr int kChunk = 8;                 // columns of the analysis matrix that are copied together
 constexpr int kChunks = 3;                // in shared memory
-constexpr int kMostBlocks = 512;           // before a block takes more than one head
+constexpr int kMostBlocks = 512;          // before a block takes more than one head
 constexpr double kMinScale = 0.5, kMaxScale = 4, kSmallestNorm = 1e-30, kHalfMax = 65504;
 constexpr float kOutlierMax = 127;
 

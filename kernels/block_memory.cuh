@@ -17,7 +17,8 @@ struct BlockMemory {
   int stride;  // floats of a row of products
 
   KVPLAN_DEVICE explicit BlockMemory(const AttentionView& v)
-      : map(v.layer.shared), stride(ResultMemory(v.layer.head_dim, kColumnsKept, 1, false).stride) {}
+      : map(v.layer.shared),
+        stride(ResultMemory(v.layer.head_dim, kColumnsKept, 1, false).stride) {}
 
   KVPLAN_DEVICE Round& round() const { return *at<Round>(map.round); }
 

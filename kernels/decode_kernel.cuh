@@ -14,6 +14,7 @@
 #include "kernels/round.cuh"
 #include "kernels/scores.cuh"
 #include "kernels/tile_codes.cuh"
+#include "kernels/tile_plan.h"
 #include "kernels/views.h"
 
 namespace kvplan::kernels {
@@ -37,8 +38,9 @@ KVPLAN_DEVICE void fill_shared(const AttentionView& v, const BlockMemory<Blocks>
   const auto copy = [&](int address, const uint4* from) {
     if (address == 0) return;
     auto* const to = memory.template at<uint4>(address);
-    for (int i = thread(); i < v.layer.phase_steps * kRows * kLanes; i += threads())
-      to[i] = from[i];
+    const int kept = (v.layer.mixed ? kHalfPageRows : kRows) * kLanes;  // of a step
+    for (int i = thread(); i < v.layer.phase_steps * kept; i += threads())
+      to[i] = from[i / kept * (kRows * kLanes) + i % kept];
   };
   copy(map.rotary_tile, v.layer.rotary_tile);
   copy(map.rotary_tile_low, v.layer.rotary_tile_low);
@@ -149,7 +151,7 @@ class Worker {
     bool has_pages = false;
     if (lane() < round.count) {
       const Piece& piece = round.pieces[lane()];
-      const Cut cut(round.page_line, static_cast<std::uint32_t>(warps_of_block()));
+      const Cut cut(round.warp_line, static_cast<std::uint32_t>(warps_of_block()));
       const int first_unit = piece.first_page_unit();
       int pages[2];
 #pragma unroll 1
@@ -221,7 +223,7 @@ class Worker {
     PageList list;
     list.pages = source.pages;
     list.blocks = source.blocks + first;
-    list.phases = source.phases + std::int64_t{first} * (8 * v_.layer.phase_steps);
+    list.phases = source.phases + std::int64_t{first} * (16 * v_.layer.phase_steps);
     list.block_bytes = source.block_bytes;
     list.count = state.end[p] - first;
     list.key_bytes = source.key_bytes, list.rest_bytes = source.rest_bytes;
@@ -282,9 +284,8 @@ __global__ void __launch_bounds__(Path::kWarps* kLanes, 1) decode_kernel(const A
     if (warp() == 0) next_round<Path::kPages>(v, round);
     sync_block();
     if (round.count == 0) break;
-    QueryTransform<kBlocks>(v, memory).run([&] {
-      kept_feed.use([&](Feed& feed) { worker.start(feed); });
-    });
+    QueryTransform<kBlocks>(v, memory).run(
+        [&] { kept_feed.use([&](Feed& feed) { worker.start(feed); }); });
     prefetch_plain(v, round);
     list_runs(v, memory);
     if (v.layer.k_mean != nullptr) centre_queries(v, memory);

@@ -111,8 +111,8 @@ bool has_only_bytes(const quant::LayerFormat& format) {
 }
 
 WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps, int unit_pages) {
-  constexpr std::uint32_t kPage = 330, kRun = 10, kChunk = 600, kStart = 900;
-  const std::uint32_t rotary_step = has_only_bytes(format) ? 14 : 40;
+  constexpr std::uint32_t kPage = 330, kRun = 10, kChunk = 1200, kStart = 1100;
+  const std::uint32_t rotary_step = has_only_bytes(format) ? 34 : 40;
   if (format.heads.size() > kMaxKvHeads)
     throw InternalError("the decode kernel serves at most " + std::to_string(kMaxKvHeads) +
                         " KV heads, found " + std::to_string(format.heads.size()));
@@ -177,11 +177,15 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     shape.shared.table_address[table] = take(bytes, bytes);
     shape.shared.tables = std::max(shape.shared.tables, table + 1);
   }
-  const std::size_t rotary_bytes =
-      static_cast<std::size_t>(phase_steps) * kRows * kLanes * sizeof(uint4);
-  if (rotary_bytes > 0) shape.shared.rotary_tile = take(rotary_bytes, 128);
-  if (rotary_bytes > 0 && split_tile) shape.shared.rotary_tile_low = take(rotary_bytes, 128);
-  shape.shared.round = take(rounded(sizeof(Round)), 128);
+  const SharedSpace behind_tables = space;
+  /// What a block has once: of the rotary tile the first `rows` blocks of 16 positions.
+  const auto place_block = [&](int rows) {
+    space = behind_tables;
+    const std::size_t bytes = static_cast<std::size_t>(phase_steps * rows * kLanes) * sizeof(uint4);
+    if (bytes > 0) shape.shared.rotary_tile = take(bytes, 128);
+    if (bytes > 0 && split_tile) shape.shared.rotary_tile_low = take(bytes, 128);
+    shape.shared.round = take(rounded(sizeof(Round)), 128);
+  };
 
   const int columns_kept = columns <= kColumns / 2 ? kColumns / 2 : kColumns;
   const auto frequencies = static_cast<std::size_t>(8 * phase_steps);
@@ -196,7 +200,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   shape.shared.list_offset = warp.take(kPageListBytes);
   shape.uniform = uniform_kind(format, phase_steps);
   shape.mixed = shape.uniform < 0 && is_mixed(format, columns);
-  shape.shared.mixed_offset = warp.take(shape.mixed ? mixed_bytes(phase_steps) : 0);
+  shape.shared.mixed_offset = warp.take(shape.mixed ? sizeof(TileTables) : 0);
   shape.shared.barriers_offset = warp.take(kMostSlots * kBarrierBytes);
   shape.shared.warp_bytes = warp.end();
   const std::size_t output_tiles =
@@ -228,7 +232,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     const std::int64_t at[] = {
         with.take(static_cast<std::size_t>(pieces * shape.shared.piece_bytes), 128),
         with.take(all(static_cast<std::size_t>(shape.shared.warp_bytes)), 128),
-        with.take(outputs, 128), with.take(feeds + (shape.mixed ? kReadAhead : 0), 128)};
+        with.take(outputs, 128), with.take(feeds, 128)};
     for (const std::int64_t address : at)
       if (address < 0) return false;
     shape.shared.most_pieces = pieces;
@@ -244,20 +248,26 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   };
 
   if (shape.mixed) {
-    // Two pages: a half at work and one on its way; of most heads pages are smaller, and more.
-    std::size_t pages = 0;
-    for (const quant::HeadLayout& head : format.heads)
-      pages = std::max(pages, std::size_t{2} * head.page_bytes);
+    // Room for half a page of any head; of most heads it is room for pages.
+    std::size_t half = 0, page = 0;
+    for (const quant::HeadLayout& head : format.heads) {
+      const std::size_t phases = 2 * frequencies * sizeof(float2);
+      half = std::max({half, quant::key_tile_bytes(head) + phases,
+                       std::size_t{head.page_bytes} - quant::key_tile_bytes(head)});
+      page = std::max(page, head.page_bytes + phases);
+    }
+    place_block(kHalfPageRows);
+    const std::size_t least = std::max(half, page * 3 / 4);
     for (int warps = kMixedWarps; warps >= kMixedWarps / 2; --warps)
       for (std::size_t ring = kMaxShared / static_cast<std::size_t>(warps) / 128 * 128;
-           ring >= pages; ring -= 128)
+           ring >= least; ring -= 128)
         if (place(warps, ring)) {
           shape.shared.ring_bytes = static_cast<std::int32_t>(ring);
-          shape.unit_pages = 2;
           return shape;
         }
     shape.mixed = false;
   }
+  place_block(kRows);
   if (shape.uniform >= 0) {
     // Halves of pages: keys of a page, values of the one before, and one half on its way; loops
     // hold one half at a time.
@@ -272,7 +282,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     shape.uniform = -1;
   }
   for (int warps = kDecodeWarps; warps > 0; --warps)
-    if (place(warps, rounded(2 * slot + frequencies * sizeof(float2)))) return shape;
+    if (place(warps, rounded(2 * slot + 2 * frequencies * sizeof(float2)))) return shape;
   throw InternalError("no warp of the decode kernel fits into shared memory at head_dim " +
                       std::to_string(head_dim));
 }

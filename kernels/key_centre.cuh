@@ -1,113 +1,105 @@
 #pragma once
-// q . R_t mu, what centred keys lack, for two pages at a time. Private to the decode kernels.
+// q . R_t mu, what centred keys lack, for a page. Private to the decode kernels.
 
-#include "kernels/page_feed.cuh"
 #include "kernels/ptx.cuh"
 #include "kernels/scores.cuh"
-#include "kernels/tile_plan.h"
 #include "kernels/views.h"
 
 namespace kvplan::kernels {
 
-// For t = t_p + j the sum over frequencies f is cos(w_f j) x_f + sin(w_f j) y_f with (x, y) the
-// coefficients turned to the page's first position. Matrix column 2c of operand B has column c of a
-// page, 2c + 1 the same of the page after. The phases of two pages are copied to shared memory
-// while the two before are at work.
+// For t = t_h + j the sum over frequencies f is cos(w_f j) x_f + sin(w_f j) y_f with (x, y) the
+// coefficients turned to the first position t_h of a half page: so the 32 rows j of the rotary tile
+// serve both halves. Matrix column 2c + n of operand B has column c in half n.
 class KeyCentre {
  public:
-  /// `phases`: the warp's PhasePair in shared memory.
-  KVPLAN_DEVICE KeyCentre(const AttentionView& v, const Work<1>& work, std::byte* phases)
-      : v_(v), phases_(phases), centre_(shared_address(work.centre + (lane() & 3) * 4)) {
-    centre_ += 8 * static_cast<std::uint32_t>(lane() >> 3);
-  }
+  KVPLAN_DEVICE KeyCentre(const AttentionView& v, const Work<1>& work)
+      : steps_(v.layer.phase_steps),
+        centre_(shared_address(work.centre) +
+                16 * static_cast<std::uint32_t>(4 * (lane() & 3) + (lane() >> 3))),
+        tile_(static_cast<std::uint32_t>(v.layer.shared.rotary_tile + 16 * lane())),
+        low_(static_cast<std::uint32_t>(v.layer.shared.rotary_tile_low + 16 * lane())),
+        split_(v.layer.shared.rotary_tile_low != 0) {}
 
-  /// Sends for the phases of page `page` of the sequence and the one after, if they are no later
-  /// than `last`.
-  KVPLAN_DEVICE void send_for(int page, int last) {
-    const int quads = 4 * v_.layer.phase_steps;  // of a page
-    const int end = (last - page + 1) * quads;
-    const auto* const from = reinterpret_cast<const uint4*>(v_.layer.page_phase) +
-                             static_cast<std::int64_t>(page) * quads;
-    for (int i = lane(); i < 2 * quads && i < end; i += kLanes)
-      copy_16(phases_ + 16 * i + (i < quads ? 0 : kPhaseGap), from + i);
-    end_group();
-  }
-
-  /// terms[i][2 h + n] = start + q . R_t mu of token 16 i + 8 h + g of page n. Calls between()
-  /// when the phases are no longer needed.
-  template <class Between>
-  KVPLAN_DEVICE void add(float (&terms)[kRows][4], float start, Between between) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) terms[i][k] = start;
-    const int steps = v_.layer.phase_steps;
-    wait_groups<0>();
-    sync_warp();
-    const int g = lane() >> 2, t = lane() & 3;
-    std::uint32_t phase = shared_address(phases_) + 8 * static_cast<std::uint32_t>(t);
-    if (g % 2 == 1) phase += 64 * static_cast<std::uint32_t>(steps) + kPhaseGap;
-    std::uint32_t centre = centre_;
-    std::uint32_t tile = static_cast<std::uint32_t>(v_.layer.shared.rotary_tile) +
-                         16 * static_cast<std::uint32_t>(lane());
-    const std::uint32_t low =
-        static_cast<std::uint32_t>(v_.layer.shared.rotary_tile_low - v_.layer.shared.rotary_tile);
-    const auto add_steps = [&]<bool Split>() {
-#pragma unroll(Split ? 1 : 4)
-      for (int s = 0; s < steps; ++s) {
-        add_step<Split>(terms, phase, centre, tile, low);
-        phase += 64, centre += 8 * 4 * 8, tile += kRows * 16 * kLanes;
-      }
-    };
-    if (v_.layer.shared.rotary_tile_low == 0)
-      add_steps.template operator()<false>();
-    else
-      add_steps.template operator()<true>();
-    sync_warp();
-    between();
+  /// terms[i][2 h + n] += q . R_t mu of token 32 n + 16 i + 8 h + g; `phases`: of the page, at a
+  /// shared address.
+  KVPLAN_DEVICE void add(float (&terms)[2][4], std::uint32_t phases) const {
+    phases += 64 * static_cast<std::uint32_t>(lane() >> 2 & 1) +
+              16 * static_cast<std::uint32_t>(lane() & 3);
+    Place at{phases, centre_, tile_, low_};
+    if (split_) {
+#pragma unroll 1
+      for (int s = 0; s < steps_; ++s) add_steps<1, true>(terms, at);
+    } else if (steps_ == 8) {  // head_dim 128
+      add_steps<8, false>(terms, at);
+    } else if (steps_ == 4) {  // 64
+      add_steps<4, false>(terms, at);
+    } else {
+#pragma unroll 1
+      for (int s = 0; s < steps_; ++s) add_steps<1, false>(terms, at);
+    }
   }
 
  private:
-  template <bool Split>
-  KVPLAN_DEVICE static void add_step(float (&terms)[kRows][4], std::uint32_t phase,
-                                     std::uint32_t centre, std::uint32_t tile, std::uint32_t low) {
-    float x[2], y[2];
-    std::uint32_t b[2];
+  static constexpr int kStepBytes = kHalfPageRows * 16 * kLanes;  // of the rotary tile
+
+  /// Of a step, at shared addresses.
+  struct Place {
+    std::uint32_t phase, centre, tile, low;
+  };
+
+  template <int Steps, bool Split>
+  KVPLAN_DEVICE static void add_steps(float (&terms)[2][4], Place& at) {
+    uint4 turn[2], z[2];  // of a step and the next one
+    const auto load = [&](int s) {
+      turn[s % 2] = load_shared4(at.phase + 128 * s), z[s % 2] = load_shared4(at.centre + 256 * s);
+    };
+    load(0);
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const uint2 turn = load_shared2(phase + 32 * k), z = load_shared2(centre + 128 * k);
-      const float cosine = float_of_bits(turn.x), sine = float_of_bits(turn.y);
-      const float zx = float_of_bits(z.x), zy = float_of_bits(z.y);
-      x[k] = fused(zx, cosine, -zy * sine);
-      y[k] = fused(zx, -sine, -zy * cosine);
-      b[k] = pack_halves(x[k], y[k]);
-    }
+    for (int s = 0; s < Steps; ++s) {
+      const std::uint32_t offset = kStepBytes * s;
+      uint4 a[2];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) multiply(terms[i], tile + 16 * kLanes * i, b[0], b[1]);
-    if constexpr (Split) {
-      std::uint32_t rest[2], small[2];
+      for (int i = 0; i < 2; ++i) a[i] = load_shared4(at.tile + offset + 16 * kLanes * i);
+      if (s + 1 < Steps) load(s + 1);
+      float x[2], y[2];
+      std::uint32_t b[2];
+      rotate(turn[s % 2].x, turn[s % 2].y, z[s % 2].x, z[s % 2].y, x[0], y[0]);
+      rotate(turn[s % 2].z, turn[s % 2].w, z[s % 2].z, z[s % 2].w, x[1], y[1]);
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        rest[k] = pack_halves(x[k] - low_half(b[k]), y[k] - high_half(b[k]));
-        small[k] = pack_halves(x[k] / kLowScale, y[k] / kLowScale);
+      for (int k = 0; k < 2; ++k) b[k] = pack_halves(x[k], y[k]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) multiply(terms[i], a[i], b);
+      if constexpr (Split) {
+        std::uint32_t rest[2], small[2];
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          rest[k] = pack_halves(x[k] - low_half(b[k]), y[k] - high_half(b[k]));
+          small[k] = pack_halves(x[k] / kLowScale, y[k] / kLowScale);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          multiply(terms[i], a[i], rest);
+          multiply(terms[i], load_shared4(at.low + offset + 16 * kLanes * i), small);
+        }
       }
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        multiply(terms[i], tile + 16 * kLanes * i, rest[0], rest[1]);
-        multiply(terms[i], tile + low + 16 * kLanes * i, small[0], small[1]);
-      }
     }
+    at.phase += 128 * Steps, at.centre += 256 * Steps;
+    at.tile += kStepBytes * Steps, at.low += kStepBytes * Steps;
   }
-  KVPLAN_DEVICE static void multiply(float (&d)[4], std::uint32_t at, std::uint32_t b0,
-                                     std::uint32_t b1) {
-    const uint4 w = load_shared4(at);
+  KVPLAN_DEVICE static void rotate(std::uint32_t cosine, std::uint32_t sine, std::uint32_t zx,
+                                   std::uint32_t zy, float& x, float& y) {
+    const float c = float_of_bits(cosine), s = float_of_bits(sine);
+    x = fused(float_of_bits(zx), c, -float_of_bits(zy) * s);
+    y = fused(float_of_bits(zx), -s, -float_of_bits(zy) * c);
+  }
+  KVPLAN_DEVICE static void multiply(float (&d)[4], const uint4& w, const std::uint32_t (&b)[2]) {
     const std::uint32_t a[4] = {w.x, w.y, w.z, w.w};
-    mma(d, a, b0, b1);
+    mma(d, a, b[0], b[1]);
   }
 
-  const AttentionView& v_;
-  std::byte* phases_;
-  std::uint32_t centre_;  // of the lane in Work::centre
+  int steps_;
+  std::uint32_t centre_, tile_, low_;  // of the lane
+  bool split_;
 };
 
 }  // namespace kvplan::kernels

@@ -7,7 +7,6 @@
 #include "kernels/ptx.cuh"
 #include "kernels/scores.cuh"
 #include "kernels/tile_bytes.cuh"
-#include "kernels/tile_codes.cuh"
 #include "kernels/tile_plan.h"
 #include "kernels/views.h"
 
@@ -26,6 +25,16 @@ class TileCounts {
     wide_ = uniform(wide_);
     narrow_ = uniform(narrow_);
   }
+  /// Bytes of the tiles of a page.
+  KVPLAN_DEVICE std::uint32_t bytes() const {
+    std::uint32_t sum = 0;
+#pragma unroll
+    for (int width = 1; width <= 8; ++width)
+      if (width != 7)
+        sum += 64 * static_cast<std::uint32_t>(width) *
+               ((width > 3 ? wide_ : narrow_) >> shift(width) & 255);
+    return sum;
+  }
   template <int Width>
   KVPLAN_DEVICE bool any() const {
     return (word<Width>() & 255u << shift(Width)) != 0;
@@ -34,9 +43,14 @@ class TileCounts {
   KVPLAN_DEVICE bool half() const {
     return (word<Width>() & 1u << shift(Width)) != 0;
   }
+  /// Whether full tiles are left.
   template <int Width>
-  KVPLAN_DEVICE std::uint32_t full() const {
-    return word<Width>() >> (shift(Width) + 1) & 127;
+  KVPLAN_DEVICE bool full() const {
+    return (word<Width>() & 254u << shift(Width)) != 0;
+  }
+  template <int Width>
+  KVPLAN_DEVICE void take() {
+    (Width > 3 ? wide_ : narrow_) -= 2u << shift(Width);
   }
 
  private:
@@ -63,43 +77,44 @@ struct StepTable {
   }
 };
 
-// Brings the tiles of one width, which begin at visit.pages.at, of both pages as registers of
-// operand A to visit.tile(a) and visit.half(a).
+// Brings the tiles of one width, which begin at visit.at, as registers of operand A to
+// visit.tile(a), or visit.tile(a, b) with a + b, and visit.half(a).
 template <int Width, class Visit>
-KVPLAN_DEVICE void for_tiles_of(const TileCounts& counts, std::uint32_t tables, Visit& visit) {
+KVPLAN_DEVICE void for_tiles_of(TileCounts counts, std::uint32_t tables, Visit& visit) {
   if (!counts.any<Width>()) return;
   constexpr std::uint32_t kBytes = 128 * Width;
-  TwoPages& pages = visit.pages;
   const StepTable<Width> table(tables);
-  const ByteTile<Width> tile(table.words);
-  std::uint32_t w[2][Width];
-  const auto load = [&] {
-    tile.load(w[0], pages.at);
-    tile.load(w[1], pages.at + pages.distance);
-  };
-  std::uint32_t left = counts.full<Width>();
-  if (left > 0) load();
+  if (counts.full<Width>()) {
+    const ByteTile<Width> tile(table.words);
 #pragma unroll 1
-  for (; left > 0; --left) {
-    std::uint32_t a[2][8];
-    pages.at += kBytes;
+    do {
+      std::uint32_t w[Width], a[8];
+      tile.load(w, visit.at);
+      visit.at += kBytes;
+      visit.prepare();
+      counts.take<Width>();
+      if constexpr (Width == 4) {
+        std::uint32_t b[8];
 #pragma unroll
-    for (int n = 0; n < 2; ++n) tile.registers(w[n], a[n]);
-    load();  // of the next tile; behind the last one there is something else (kReadAhead)
-    visit.tile(a);
+        for (int k = 0; k < 4; ++k) tile.table.summands(w, k, a + 2 * k, b + 2 * k);
+        visit.tile(a, b);
+      } else {
+        tile.registers(w, a);
+        visit.tile(a);
+      }
+    } while (counts.full<Width>());
   }
   if (!counts.half<Width>()) return;
   const ByteHalfTile<Width> half(table.words);
-  std::uint32_t a[2][4];
-  half.load(w[0], pages.at);
-  half.load(w[1], pages.at + pages.distance);
-  pages.at += kBytes / 2;
-#pragma unroll
-  for (int n = 0; n < 2; ++n) half.registers(w[n], a[n]);
+  std::uint32_t w[Width], a[4];
+  half.load(w, visit.at);
+  visit.at += kBytes / 2;
+  visit.prepare();
+  half.registers(w, a);
   visit.half(a);
 }
 
-// All tiles of a side of two pages: they come in descending width.
+// All tiles of a side of a page: they come in descending width.
 template <class Visit>
 KVPLAN_DEVICE void for_tiles(const TileCounts& counts, std::uint32_t tables, Visit& visit) {
   for_tiles_of<8>(counts, tables, visit);
@@ -113,68 +128,70 @@ KVPLAN_DEVICE void for_tiles(const TileCounts& counts, std::uint32_t tables, Vis
 
 // Scores: sums += keys . queries.
 struct KeyTiles {
-  TwoPages pages;
+  std::uint32_t at;
   std::uint32_t query;  // of the lane in the fragments
-  int (&sums)[2][kRows][4];
+  int (&sums)[kRows][4];
+  std::uint32_t q = 0;
 
-  KVPLAN_DEVICE void tile(const std::uint32_t (&a)[2][8]) {
-    const std::uint32_t q = next();
+  /// Ahead of the next tile.
+  KVPLAN_DEVICE void prepare() {
+    q = load_shared1(query);
+    query += 8 * kLanes;  // bytes of a tile of the fragments
+  }
+  KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8]) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) mma_bytes(sums[i], a[2 * i], a[2 * i + 1], q);
+  }
+  KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8], const std::uint32_t (&b)[8]) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int n = 0; n < 2; ++n) mma_bytes(sums[n][i], a[n][2 * i], a[n][2 * i + 1], q);
+      mma_bytes(sums[i], a[2 * i], a[2 * i + 1], b[2 * i], b[2 * i + 1], q, q);
   }
-  KVPLAN_DEVICE void half(const std::uint32_t (&a)[2][4]) {
-    const std::uint32_t q = next();
+  KVPLAN_DEVICE void half(const std::uint32_t (&a)[4]) {
     // The bytes of coordinates that are not there meet zeros.
 #pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int n = 0; n < 2; ++n) mma_bytes(sums[n][i], a[n][i], a[n][i] >> 8, q);
-  }
-
- private:
-  KVPLAN_DEVICE std::uint32_t next() {
-    const std::uint32_t q = load_shared1(query);
-    query += 8 * kLanes;  // bytes of a tile of the fragments
-    return q;
+    for (int i = 0; i < kRows; ++i) mma_bytes(sums[i], a[i], a[i] >> 8, q);
   }
 };
 
 // Outputs += (values . weights) * unit. The sums of a tile are added while the next one is at work.
 struct ValueTiles {
-  TwoPages pages;
+  std::uint32_t at;
   Output<1>* output;  // of the lane
-  const ByteWeights<2, 1>& p;
+  const ByteWeights<1, 1>& p;
   float unit;
-  int sums[2][4] = {};
   Output<1>* of_sums = output;
+  int sums[4] = {};
+  Output<1> o = {};
 
-  KVPLAN_DEVICE void tile(const std::uint32_t (&a)[2][8]) {
+  KVPLAN_DEVICE void prepare() { o = *of_sums; }
+  KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8]) {
     add();
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-      multiply_unsigned(sums[n], a[n][0], a[n][1], a[n][2], a[n][3], p[n][0][0], p[n][1][0]);
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-      mma_unsigned(sums[n], a[n][4], a[n][5], a[n][6], a[n][7], p[n][2][0], p[n][3][0]);
+    multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0][0], p[0][1][0]);
+    mma_unsigned(sums, a[4], a[5], a[6], a[7], p[0][2][0], p[0][3][0]);
   }
-  KVPLAN_DEVICE void half(const std::uint32_t (&a)[2][4]) {
+  KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8], const std::uint32_t (&b)[8]) {
     add();
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      multiply_unsigned(sums[n], a[n][0], 0, a[n][1], 0, p[n][0][0], p[n][1][0]);
-      mma_unsigned(sums[n], a[n][2], 0, a[n][3], 0, p[n][2][0], p[n][3][0]);
-    }
+    multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0][0], p[0][1][0]);
+    mma_unsigned(sums, b[0], b[1], b[2], b[3], p[0][0][0], p[0][1][0]);
+    mma_unsigned(sums, a[4], a[5], a[6], a[7], p[0][2][0], p[0][3][0]);
+    mma_unsigned(sums, b[4], b[5], b[6], b[7], p[0][2][0], p[0][3][0]);
+  }
+  KVPLAN_DEVICE void half(const std::uint32_t (&a)[4]) {
+    add();
+    multiply_unsigned(sums, a[0], 0, a[1], 0, p[0][0][0], p[0][1][0]);
+    mma_unsigned(sums, a[2], 0, a[3], 0, p[0][2][0], p[0][3][0]);
   }
   /// Adds what is left.
+  KVPLAN_DEVICE void finish() {
+    prepare();
+    add();
+  }
+
+ private:
   KVPLAN_DEVICE void add() {
-    Output<1> o = *of_sums;
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
-      o.x[h] =
-          fused(digits(sums[0][2 * h] + sums[1][2 * h], sums[0][2 * h + 1] + sums[1][2 * h + 1]),
-                unit, o.x[h]);
+    for (int h = 0; h < 2; ++h) o.x[h] = fused(digits(sums[2 * h], sums[2 * h + 1]), unit, o.x[h]);
     *of_sums = o;
     of_sums = output;
     output += kLanes;
@@ -184,23 +201,21 @@ struct ValueTiles {
 // Only tiles of bytes, one block of four columns, centred or not.
 class MixedPath {
  public:
-  static constexpr int kPages = 2, kBlocks = 1, kWarps = kMixedWarps;
-  using Feed = PairFeed;
+  static constexpr int kPages = 1, kBlocks = 1, kWarps = kMixedWarps;
+  using Feed = PageRing;
 
   KVPLAN_DEVICE static void attend(const AttentionView& v, const Work<1>& work, Feed& feed,
                                    Running<1>& r, int first, int count) {
     clear_output(work, work.value_tiles);
     write_tables(work);
     MixedPath path(v, work, r);
-    path.centre_.send_for(first, first + count - 1);
 #pragma unroll 1
-    for (int done = 0; done < count; done += kPages) {
-      path.attend_pages(feed, first + done, first + count - 1);
-    }
+    for (int page = first; page < first + count; ++page) path.attend_page(feed, page);
   }
 
  private:
-  using PageScores = Scores<2, 1>;
+  using PageScores = Scores<1, 1>;
+  static constexpr float kMost = 64;  // 2^kSlack
 
   KVPLAN_DEVICE static TileTables& tables_of(const Work<1>& work) {
     return *reinterpret_cast<TileTables*>(work.tables);
@@ -226,101 +241,134 @@ class MixedPath {
         values_(work.runs + work.key_runs, work.value_runs),
         tables_(shared_address(&tables_of(work))),
         query_(shared_address(work.query + lane())),
+        key_bytes_(keys_.bytes()),
         log_norms_(uniform(static_cast<std::uint32_t>(work.norm_bytes[0])) == 1),
-        key_norms_(work.key_norms + norm_offset()),
-        value_norms_(work.value_norms + norm_offset()),
-        centre_(v, work, work.tables + sizeof(TileTables)) {
+        norms_(shared_address(tables_of(work).norms) +
+               32 * static_cast<std::uint32_t>(lane() >> 2)),
+        centre_(v, work) {
     const int first = v.layer.sink_tokens, lowest = work.lowest - first;
     const int visible = work.first_query + 1 - first;  // to every query, of the packed tokens
     plain_from_ = lowest > 0 ? (lowest + quant::kPageTokens - 1) / quant::kPageTokens : 0;
     const int until = v.soft_cap > 0 || visible < 0 ? 0 : visible / quant::kPageTokens;
-    const int pairs = until - plain_from_ - 1;
-    plain_pairs_ = pairs > 0 ? static_cast<unsigned>(pairs) : 0;
-  }
-
-  KVPLAN_DEVICE std::uint32_t norm_offset() const {
-    return (log_norms_ ? 8u : 16u) * static_cast<std::uint32_t>(lane() >> 2);
+    plain_pages_ = until > plain_from_ ? static_cast<unsigned>(until - plain_from_) : 0;
   }
 
   // What the scores of a column are differences to.
   KVPLAN_DEVICE float reference() const { return r_.m[0] > kLowest ? r_.m[0] : 0; }
 
-  // Page `page` of the sequence, and unless it is the `last` one, the one after.
-  KVPLAN_DEVICE void attend_pages(Feed& feed, int page, int last) {
-    const bool two = page < last;
+  // Page `page` of the sequence.
+  KVPLAN_DEVICE void attend_page(Feed& feed, int page) {
     PageScores s;
-    const TwoPages keys = feed.wait();
+    const std::uint32_t keys = feed.wait();
     {
-      int sums[2][kRows][4] = {};
+      int sums[kRows][4] = {};
       KeyTiles tiles{keys, query_, sums};
       for_tiles(keys_, tables_, tiles);
-      for_scores<2, 1>([&](int n, int i, int h, int e) {
+      for_scores<1, 1>([&](int n, int i, int h, int e) {
         s[n][i][h][e] =
-            fused(digits(sums[n][i][2 * h], sums[n][i][2 * h + 1]), work_.unit[0], work_.bias[0]);
+            fused(digits(sums[i][2 * h], sums[i][2 * h + 1]), work_.unit[0], work_.bias[0]);
       });
     }
+    float terms[2][4];
+    const float start = work_.constant[0] - reference();
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int k = 0; k < 4; ++k) terms[i][k] = start;
+    centre_.add(terms, keys + key_bytes_);
     feed.done();
-    float terms[kRows][4];
-    centre_.add(terms, work_.constant[0] - reference(), [&] { centre_.send_for(page + 2, last); });
 
-    const TwoPages rest = feed.wait();
-    float norms[2][2][8];  // of keys, of values
-    read_norms(norms, rest);
-    for_scores<2, 1>([&](int n, int i, int h, int e) {
-      s[n][i][h][e] = fused(s[n][i][h][e], norms[0][n][2 * i + h], terms[i][2 * h + n]);
+    const std::uint32_t rest = feed.wait();
+    share_norms(rest);
+    float norms[8];
+    load_norms(norms, 0);
+    for_scores<1, 1>([&](int n, int i, int h, int e) {
+      s[n][i][h][e] = fused(s[n][i][h][e], norms[2 * i + h], terms[i % 2][2 * h + i / 2]);
     });
-    if (!two || static_cast<unsigned>(page - plain_from_) >= plain_pairs_) [[unlikely]]
-      cap_and_mask(s, page, two ? 2 * quant::kPageTokens : quant::kPageTokens);
-    follow(s);
-    exponentiate<2, 1>(s, r_);
+    if (static_cast<unsigned>(page - plain_from_) >= plain_pages_) [[unlikely]]
+      cap_and_mask(s, page);
+    PageScores w;
+    float sum = exponentiate(w, s);
+    if (any(!(sum <= most_))) [[unlikely]] {
+      follow(s);
+      sum = exponentiate(w, s);
+    }
+    r_.l[0] += sum;
 
+    load_norms(norms, 4 * quant::kPageTokens);
     float sums[kRows] = {};
-    for_scores<2, 1>([&](int n, int i, int h, int e) {
-      s[n][i][h][e] *= norms[1][n][2 * i + h];
-      sums[i] += s[n][i][h][e];
+    for_scores<1, 1>([&](int n, int i, int h, int e) {
+      w[n][i][h][e] *= norms[2 * i + h];
+      sums[i] += w[n][i][h][e];
     });
-    r_.norms[0] += (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    float factor[1], unit[1];
-    measure_weights<2, 1>(s, kTopByteWeight, factor, unit);
-    ByteWeights<2, 1> p;
-    make_byte_weights<2, 1>(p, s, factor);
-    ValueTiles tiles{rest, work_.output + lane(), p, unit[0]};
+    sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    r_.norms[0] += sum;
+    // No weight of a column is above the largest sum of its lanes.
+#pragma unroll
+    for (int step = 4; step < kLanes; step *= 2) sum = fmaxf(sum, shuffle_xor(sum, step));
+    sum = fmaxf(sum, 1e-30f);
+    const float factor[1] = {kTopByteWeight * reciprocal_fast(sum)};
+    ByteWeights<1, 1> p;
+    make_byte_weights<1, 1>(p, w, factor);
+    ValueTiles tiles{rest, work_.output + lane(), p, sum * (1 / kTopByteWeight)};
     for_tiles(values_, tables_ + sizeof(TileTables::words[0]), tiles);
-    tiles.add();
+    tiles.finish();
     feed.done();
   }
 
-  // Norms of the lane's tokens: those of keys, those of values.
-  KVPLAN_DEVICE void read_norms(float (&x)[2][2][8], const TwoPages& rest) const {
+  // Norms of keys and of values, float [2][64] for all lanes: a lane takes two of each.
+  KVPLAN_DEVICE void share_norms(std::uint32_t rest) const {
+    float x[2][2];
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const std::uint32_t at = rest.at + n * rest.distance;
+    for (int side = 0; side < 2; ++side) {
+      const std::uint32_t at = rest + (side == 0 ? work_.key_norms : work_.value_norms);
       if (log_norms_) {
-        load_log_norms(x[0][n], at + key_norms_);
-        load_log_norms(x[1][n], at + value_norms_);
+        log_norms_of(x[side], load_shared_half(at + 2 * lane()));
       } else {
-        load_half_norms(x[0][n], at + key_norms_);
-        load_half_norms(x[1][n], at + value_norms_);
+        const std::uint32_t two = load_shared1(at + 4 * lane());
+        x[side][0] = low_half(two), x[side][1] = high_half(two);
       }
     }
+    sync_warp();  // those of the page before have been read
+#pragma unroll
+    for (int side = 0; side < 2; ++side)
+      tables_of(work_).norms[side][lane()] = float2{x[side][0], x[side][1]};
+    sync_warp();
+  }
+  // Of the lane's tokens.
+  KVPLAN_DEVICE void load_norms(float (&x)[8], std::uint32_t side) const {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const uint4 v = load_shared4(norms_ + side + 16 * static_cast<std::uint32_t>(k));
+      x[4 * k] = float_of_bits(v.x), x[4 * k + 1] = float_of_bits(v.y);
+      x[4 * k + 2] = float_of_bits(v.z), x[4 * k + 3] = float_of_bits(v.w);
+    }
   }
 
-  KVPLAN_DEVICE void cap_and_mask(PageScores& s, int page, int tokens) const {
+  // Scores become probabilities w = 2^s; their sum.
+  KVPLAN_DEVICE static float exponentiate(PageScores& w, const PageScores& s) {
+    float sums[kRows] = {};
+    for_scores<1, 1>([&](int n, int i, int h, int e) {
+      w[n][i][h][e] = exp2_fast(s[n][i][h][e]);
+      sums[i] += w[n][i][h][e];
+    });
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+
+  KVPLAN_DEVICE void cap_and_mask(PageScores& s, int page) const {
     if (v_.soft_cap > 0) {
       const float from = reference();
-      for_scores<2, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] += from; });
-      cap<2, 1>(s, v_.soft_cap);
-      for_scores<2, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] -= from; });
+      for_scores<1, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] += from; });
+      cap<1, 1>(s, v_.soft_cap);
+      for_scores<1, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] -= from; });
     }
-    mask<2, 1>(s, v_, work_, v_.layer.sink_tokens + quant::kPageTokens * page, tokens);
+    mask<1, 1>(s, v_, work_, v_.layer.sink_tokens + quant::kPageTokens * page, quant::kPageTokens);
   }
 
   // Lets the maximum follow the scores, and what depends on it.
   KVPLAN_DEVICE void follow(PageScores& s) {
     float top[1];
-    largest<2, 1>(s, top);
-    if (!any(top[0] > (r_.started ? kSlack : kLowest))) [[likely]]
-      return;
+    largest<1, 1>(s, top);
 #pragma unroll
     for (int step = 4; step < kLanes; step *= 2) top[0] = fmaxf(top[0], shuffle_xor(top[0], step));
     const bool known = r_.m[0] > kLowest, seen = top[0] > kLowest;
@@ -330,19 +378,20 @@ class MixedPath {
     r_.l[0] *= factor[0];
     r_.norms[0] *= factor[0];
     scale_output<1>(work_, work_.value_tiles, factor);
-    for_scores<2, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] -= shift; });
-    r_.started = !any(r_.m[0] <= kLowest);
+    for_scores<1, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] -= shift; });
+    if (!any(r_.m[0] <= kLowest)) most_ = kMost;
   }
 
   const AttentionView& v_;
   const Work<1>& work_;
   Running<1>& r_;
   const TileCounts keys_, values_;
-  std::uint32_t tables_, query_;
+  std::uint32_t tables_, query_, key_bytes_;
   bool log_norms_;
-  std::uint32_t key_norms_, value_norms_;  // of the lane, in the second half of a page
-  int plain_from_;  // from here on so many pages need neither cap nor mask, nor does the next page
-  unsigned plain_pairs_;
+  std::uint32_t norms_;  // of the lane's tokens
+  float most_ = -1;      // a lane's sum of probabilities beyond which the maximum follows
+  int plain_from_;       // from here on so many pages need neither cap nor mask
+  unsigned plain_pages_;
   KeyCentre centre_;
 };
 

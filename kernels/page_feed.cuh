@@ -217,19 +217,14 @@ class HalfFeed {
 /// x, the same in all lanes, such that the compiler knows: then branches need no bookkeeping.
 KVPLAN_DEVICE std::uint32_t uniform(std::uint32_t x) { return ballot((x >> lane() & 1) != 0); }
 
-// A half of two pages in shared memory.
-struct TwoPages {
-  std::uint32_t at, distance;  // of the first page; how far behind it that of the second is
-};
-
-// Halves of two pages at a time, keys and then values, through a ring of slots that are as large as
-// the list's pages need. A page that is left alone is its own neighbour. Otherwise as PageFeed, but
-// without phases.
-class PairFeed {
+// Halves of single pages, keys and then values, through a ring of slots that are as large as the
+// list's halves need, or through one slot where the ring does not hold a page. Behind the keys are
+// the phases of the page. Otherwise as PageFeed.
+class PageRing {
  public:
-  KVPLAN_DEVICE PairFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
+  KVPLAN_DEVICE PageRing(PageList* list, std::uint32_t barriers, std::uint32_t slots,
                          const SharedMap& map)
-      : list_(list),
+      : list_(static_cast<int>(reinterpret_cast<std::byte*>(list) - shared_memory())),
         barriers_(barriers),
         slots_(slots),
         ring_bytes_(static_cast<std::uint32_t>(map.ring_bytes)) {
@@ -241,67 +236,71 @@ class PairFeed {
   /// Starts on another list; the one before is used up.
   KVPLAN_DEVICE void start(const PageList& list) {
     sync_warp();
-    if (lane() == 0) *list_ = list;
+    if (lane() == 0) this->list() = list;
     sync_warp();
-    count_ = list.count;
-    key_bytes_ = list.key_bytes, rest_bytes_ = list.rest_bytes;
-    const int fit = static_cast<int>(ring_bytes_ / (2 * (key_bytes_ + rest_bytes_)));
-    slot_count_ = 2 * fit < kMostSlots ? 2 * fit : kMostSlots;
-    taken_ = page_ = sent_ = 0;
+    first_bytes_ = list.key_bytes + list.phase_bytes;
+    page_bytes_ = first_bytes_ + list.rest_bytes;
+    const int fit = 2 * static_cast<int>(ring_bytes_ / page_bytes_);
+    slot_count_ = fit == 0 ? 1 : fit < kMostSlots ? fit : kMostSlots;
+    taken_ = sent_ = 0;
     window_.look_at(list, 0);
 #pragma unroll 1
     for (int slot = 0; slot < slot_count_; ++slot) issue(slot);
   }
-  /// The next half, once it is there.
-  KVPLAN_DEVICE TwoPages wait() {
-    const int slot = taken_;
-    wait_copy(barriers_ + 8 * slot, parities_ >> slot & 1);
-    parities_ ^= 1u << slot;
-    return {slots_ + offset(slot), page_ + 1 < count_ ? bytes(slot) : 0};
+  /// Address of the next half, once it is there.
+  KVPLAN_DEVICE std::uint32_t wait() {
+    wait_copy(barriers_ + 8 * taken_, parities_ >> taken_ & 1);
+    return address(taken_);
   }
   /// It is no longer needed.
   KVPLAN_DEVICE void done() {
     sync_warp();
+    parities_ ^= 1u << taken_;
     issue(taken_);
-    page_ += 2 * (taken_ % 2);
     taken_ = taken_ + 1 < slot_count_ ? taken_ + 1 : 0;
   }
 
  private:
-  // Of a page, in even slots keys, in odd ones what follows.
-  KVPLAN_DEVICE std::uint32_t bytes(int slot) const {
-    return slot % 2 == 0 ? key_bytes_ : rest_bytes_;
-  }
-  KVPLAN_DEVICE std::uint32_t offset(int slot) const {
-    const auto pages = static_cast<std::uint32_t>(slot / 2 * 2);
-    return pages * (key_bytes_ + rest_bytes_) + (slot % 2 == 0 ? 0 : 2 * key_bytes_);
+  KVPLAN_DEVICE std::uint32_t address(int slot) const {
+    return slots_ + static_cast<std::uint32_t>(slot / 2) * page_bytes_ +
+           (slot % 2 == 0 ? 0 : first_bytes_);
   }
   KVPLAN_DEVICE void issue(int slot) {
-    if (sent_ >= count_) return;
-    const bool keys = slot % 2 == 0, two = sent_ + 1 < count_;
-    if (keys) {
-      from_[0] = window_.page(*list_, sent_);
-      if (two) from_[1] = window_.page(*list_, sent_ + 1);
+    const PageList& list = this->list();
+    if (sent_ >= 2 * list.count) return;
+    const std::uint32_t to = address(slot), barrier = barriers_ + 8 * slot,
+                        key_bytes = list.key_bytes;
+    if (sent_ % 2 == 0) {
+      const int page = sent_ / 2;
+      const std::uint32_t phase_bytes = list.phase_bytes;
+      from_ = window_.page(list, page);
+      copy_async(to, from_, key_bytes, barrier);
+      copy_async(to + key_bytes,
+                 reinterpret_cast<const std::byte*>(list.phases) +
+                     static_cast<std::uint64_t>(page) * phase_bytes,
+                 phase_bytes, barrier);
+      end_batch(barrier, key_bytes + phase_bytes);
+    } else {
+      copy_async(to, from_ + key_bytes, list.rest_bytes, barrier);
+      end_batch(barrier, list.rest_bytes);
     }
-    const std::uint32_t size = bytes(slot), to = slots_ + offset(slot),
-                        barrier = barriers_ + 8 * slot;
-    const std::uint32_t skipped = keys ? 0 : key_bytes_;
-    copy_async(to, from_[0] + skipped, size, barrier);
-    if (two) copy_async(to + size, from_[1] + skipped, size, barrier);
-    end_batch(barrier, two ? 2 * size : size);
-    if (!keys) sent_ += 2;
+    ++sent_;
   }
 
-  PageList* list_;
+  // So that the compiler knows where it is.
+  KVPLAN_DEVICE PageList& list() const {
+    return *reinterpret_cast<PageList*>(shared_memory() + list_);
+  }
+
+  int list_;  // in shared memory
   std::uint32_t barriers_, slots_, ring_bytes_;
-  std::uint32_t key_bytes_ = 0, rest_bytes_ = 0;
+  std::uint32_t first_bytes_ = 0, page_bytes_ = 0;  // of keys and phases; of all
   int slot_count_ = 0;
   int taken_ = 0;               // slot of the half that is awaited next or at work
   std::uint32_t parities_ = 0;  // bit i: of the batch that slot i awaits next
-  int count_ = 0;               // pages of the list
-  int page_ = 0, sent_ = 0;     // at work, copied next
+  int sent_ = 0;                // halves of the list
   BlockWindow window_;
-  const std::byte* from_[2] = {};  // pages whose keys were copied last
+  const std::byte* from_ = nullptr;  // the page whose keys were copied last
 };
 
 }  // namespace kvplan::kernels

@@ -80,7 +80,8 @@ KVPLAN_DEVICE void prefetch_plain(const AttentionView& v, const Round& round) {
       const auto* const sinks = reinterpret_cast<const std::byte*>(v.layer.sinks) +
                                 row * (v.layer.sink_tokens * row_bytes);
       const int sink_bytes = v.layer.sink_tokens * row_bytes;
-      const int some = kChunk * piece.chunks * row_bytes, all = sink_bytes + kOpenTokens * row_bytes;
+      const int some = kChunk * piece.chunks * row_bytes,
+                all = sink_bytes + kOpenTokens * row_bytes;
       const int bytes = some < all ? some : all;
       for (int at = kLine * thread(); at < bytes; at += kLine * threads())
         prefetch(at < sink_bytes ? sinks + at : open + (at - sink_bytes));

@@ -172,8 +172,8 @@ KVPLAN_DEVICE void centre_queries(const AttentionView& v, const BlockMemory<Bloc
     const float* const mean = layer.k_mean + piece.head * layer.head_dim;
     const bool fp16 = layer.fp16[kKeys].has(piece.head);
     for (int i = thread(); i < all; i += threads()) {
-      const int f = i / kKept;
-      const PlainColumn q(v, round, p, i % kKept);
+      const int f = i / (2 * kKept) * 2 + i % 2;
+      const PlainColumn q(v, round, p, i / 2 % kKept);
       float2 centre{0, 0};
       if (!fp16 && f < layer.pairs) {
         const int a = f * layer.pair_stride, b = a + layer.pair_distance;

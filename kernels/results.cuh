@@ -199,8 +199,7 @@ KVPLAN_DEVICE void merge_warps(const AttentionView& v, const BlockMemory<Blocks>
           piece.whole() ? results.states(p) : v.part_state + std::int64_t{slot} * kColumns;
 #pragma unroll
       for (int e = 0; e < 2; ++e)
-        states[t + 4 * e] =
-            e < Blocks ? float2{m[e % Blocks], l[e % Blocks]} : float2{kLowest, 0};
+        states[t + 4 * e] = e < Blocks ? float2{m[e % Blocks], l[e % Blocks]} : float2{kLowest, 0};
     }
   });
 }
@@ -233,8 +232,8 @@ KVPLAN_DEVICE void list_slots(const AttentionView& v, const Round& round,
       const bool has = b <= last && begin < end;
       const std::uint32_t found = ballot(has);
       if (has)
-        slots[count + std::popcount(found & ((1u << lane()) - 1))] = static_cast<std::uint16_t>(
-            b * quant::kBlockParts + (begin > 0 ? kContinued : kBegun));
+        slots[count + std::popcount(found & ((1u << lane()) - 1))] =
+            static_cast<std::uint16_t>(b * quant::kBlockParts + (begin > 0 ? kContinued : kBegun));
       count += std::popcount(found);
     }
     if (lane() == 0) results.slot_count(p) = count;
@@ -323,8 +322,9 @@ KVPLAN_DEVICE void merge_parts(const AttentionView& v, Round& round,
       float mass = l[e % Blocks];
 #pragma unroll
       for (int step = 4; step < quant::kWarpLanes; step *= 2) mass += shuffle_xor(mass, step);
-      if (g == 0) results.states(p)[t + 4 * e] = e < Blocks ? float2{m[e % Blocks], mass}
-                                                            : float2{kLowest, 0};
+      if (g == 0)
+        results.states(p)[t + 4 * e] =
+            e < Blocks ? float2{m[e % Blocks], mass} : float2{kLowest, 0};
     }
   });
 }
@@ -360,8 +360,7 @@ KVPLAN_DEVICE void merge_plain(const AttentionView& v, const Round& round,
           for (int k = 0; k < kTogether; ++k) {
             const bool there = base + k < chunks;
             states[k] = there ? load_written(from_state) : float2{kLowest, 0};
-            o[k] = there ? load_written(reinterpret_cast<const float4*>(from))
-                         : float4{0, 0, 0, 0};
+            o[k] = there ? load_written(reinterpret_cast<const float4*>(from)) : float4{0, 0, 0, 0};
             from_state += kColumns, from += 4 * Blocks * d;
           }
 #pragma unroll
@@ -486,21 +485,20 @@ class OutputTransform {
     for (int i = 0; i < 2; ++i)
       inverse[i] = columns[i].most > 0 ? reciprocal_fast(columns[i].most) : 0;
     const int left = coded - 16 * first - 2 * me_.t;
-    product.template add<true>(
-        rows_, [&](int step, std::uint32_t(&a)[4], std::uint32_t(&rest)[4]) {
+    product.template add<true>(rows_, [&](int step, std::uint32_t(&a)[4], std::uint32_t(&rest)[4]) {
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            const Column& c = columns[k % 2];
-            const int at = 16 * step + 8 * (k / 2);
-            const float2 x = c.merged != nullptr && at < left
-                                 ? *reinterpret_cast<const float2*>(c.merged + 16 * first + at)
-                                 : float2{0, 0};
-            const float low = x.x * inverse[k % 2], high = x.y * inverse[k % 2];
-            a[k] = pack_halves(low, high);
-            rest[k] = pack_halves((low - low_half(a[k])) * kLowScale,
-                                  (high - high_half(a[k])) * kLowScale);
-          }
-        });
+      for (int k = 0; k < 4; ++k) {
+        const Column& c = columns[k % 2];
+        const int at = 16 * step + 8 * (k / 2);
+        const float2 x = c.merged != nullptr && at < left
+                             ? *reinterpret_cast<const float2*>(c.merged + 16 * first + at)
+                             : float2{0, 0};
+        const float low = x.x * inverse[k % 2], high = x.y * inverse[k % 2];
+        a[k] = pack_halves(low, high);
+        rest[k] =
+            pack_halves((low - low_half(a[k])) * kLowScale, (high - high_half(a[k])) * kLowScale);
+      }
+    });
   }
 
   KVPLAN_DEVICE void store(const MatrixTask& task, const PassColumn& column, float factor,

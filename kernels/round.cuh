@@ -1,10 +1,10 @@
 #pragma once
 // Which block works on what. Every segment offers units of work: its fp16 tokens and its packed
-// pages (round.h). All units are laid end to end, KV head after KV head, within a head segment after
-// segment, each as long as the work on it takes, and the line is cut into equal stretches: a block
-// owns the units that start in its stretch. It takes its stretch in rounds of at most kMaxPieces
-// segments. The pages of a round are laid end to end again and cut for the warps; fp16 tokens go to
-// whichever warp is free. Private to the decode kernels.
+// pages (round.h). All units are laid end to end, KV head after KV head, within a head segment
+// after segment, each as long as the work on it takes, and the line is cut into equal stretches: a
+// block owns the units that start in its stretch. It takes its stretch in rounds of at most
+// kMaxPieces segments. A round is laid end to end again and cut for the warps, pages first: fp16
+// tokens go to whichever warp has no pages left. Private to the decode kernels.
 
 #include <bit>
 
@@ -145,7 +145,8 @@ KVPLAN_DEVICE int find_pieces(const AttentionView& v, Round& round, std::uint32_
       bool mine = piece.start < block_end && piece.start + length > begin && piece.units() > 0;
       // Of a segment that began before, perhaps only the rest of its last unit.
       const bool goes_on = mine && piece.start < begin;
-      if (any(goes_on)) mine = mine && (!goes_on || units_before(costs, piece, begin) < piece.units());
+      if (any(goes_on))
+        mine = mine && (!goes_on || units_before(costs, piece, begin) < piece.units());
       const std::uint32_t found = ballot(mine);
       const int index = count + std::popcount(found & ((1u << lane()) - 1));
       if (mine && index < most) round.pieces[index] = piece;
@@ -169,7 +170,7 @@ KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
   const int count = find_pieces<Pages>(v, round, begin, end);
   sync_warp();
   // A lane completes a piece.
-  std::uint32_t length = 0;
+  std::uint32_t length = 0, plain_length = 0;
   if (lane() < count) {
     Piece& piece = round.pieces[lane()];
     const WorkCosts& costs = v.layer.costs;
@@ -177,29 +178,31 @@ KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
     const int units = piece.end_page_unit() - piece.first_page_unit();
     if (units > 0)
       length = costs.start + costs.head(piece.head) * static_cast<std::uint32_t>(units);
+    if (piece.has_plain()) plain_length = costs.chunk * static_cast<std::uint32_t>(piece.chunks);
     const quant::HeadLayout& head = v.layer.heads[piece.head];
-    const int frequencies = 8 * v.layer.phase_steps;
+    const int phases = 16 * v.layer.phase_steps;  // of a page
     PageSource& source = round.sources[lane()];
     source.pages = v.layer.pool + head.block_offset;
-    source.blocks = v.batch.page_table +
-                    std::int64_t{v.batch.slot[piece.sequence]} * v.batch.table_stride;
+    source.blocks =
+        v.batch.page_table + std::int64_t{v.batch.slot[piece.sequence]} * v.batch.table_stride;
     source.phases = v.layer.page_phase;
     source.block_bytes = v.layer.block_bytes;
     source.key_bytes = key_tile_bytes(head);
     source.rest_bytes = head.page_bytes - source.key_bytes;
-    source.phase_bytes = static_cast<std::uint32_t>(frequencies * static_cast<int>(sizeof(float2)));
+    source.phase_bytes = static_cast<std::uint32_t>(phases * static_cast<int>(sizeof(float2)));
   }
   std::uint32_t until = length;
 #pragma unroll
   for (int step = 1; step < kMaxPieces; step *= 2) {
     const std::uint32_t before = shuffle(until, lane() - step);
     if (lane() >= step) until += before;
+    plain_length += shuffle_xor(plain_length, step);
   }
   if (lane() < kMaxPieces) {
     round.page_start[lane()] = until - length;
     round.aside[lane()] = 0;
     round.finishes[lane()] = lane() < count && round.pieces[lane()].whole() ? 1 : 0;
-    if (lane() == kMaxPieces - 1) round.page_line = until;
+    if (lane() == kMaxPieces - 1) round.warp_line = until + plain_length;
   }
   const bool shared = lane() < count && !round.pieces[lane()].whole();
   const bool all_whole = !any(shared);
@@ -232,12 +235,13 @@ KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
     const Piece& piece = round.pieces[p];
     const int c = piece.column_block * kColumns + column, sequence = piece.sequence;
     const int token = c / v.queries_per_kv;
-    const bool there = column < columns &&
-                       token < v.batch.length[sequence] - v.batch.length_before[sequence];
-    const int row = there ? ((v.batch.first_row[sequence] + token) * v.layer.kv_heads + piece.head) *
-                                    v.queries_per_kv +
-                                c - token * v.queries_per_kv
-                          : -1;
+    const bool there =
+        column < columns && token < v.batch.length[sequence] - v.batch.length_before[sequence];
+    const int row = there
+                        ? ((v.batch.first_row[sequence] + token) * v.layer.kv_heads + piece.head) *
+                                  v.queries_per_kv +
+                              c - token * v.queries_per_kv
+                        : -1;
     round.rows[p][column] = row;
     round.most[p][column] = 0;
     int first = p;  // of the pass

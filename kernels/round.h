@@ -17,7 +17,7 @@ static_assert(quant::kBlockParts == kAside + kMaxPieces);
 /// any, then its packed pages, one or two of them in a unit.
 struct Piece {
   std::int32_t sequence, head, column_block, segment;
-  std::int32_t chunks;                // of fp16 tokens
+  std::int32_t chunks;  // of fp16 tokens
   std::int32_t page_units;
   std::int32_t first_page, end_page;  // that the segment reads
   std::int32_t begin, end;            // units
@@ -28,7 +28,9 @@ struct Piece {
   /// Whether the segment's fp16 tokens are this block's.
   constexpr bool has_plain() const { return begin == 0 && chunks > 0; }
   /// Units of pages, counted from the segment's first.
-  constexpr int first_page_unit() const { return begin > plain_units() ? begin - plain_units() : 0; }
+  constexpr int first_page_unit() const {
+    return begin > plain_units() ? begin - plain_units() : 0;
+  }
   constexpr int end_page_unit() const { return end - plain_units(); }
 };
 
@@ -71,8 +73,9 @@ struct Round {
   std::int32_t chunks, page_units;  // of one segment of every sequence
   std::int32_t count;
   std::int32_t all_whole;  // whether every piece is
-  // The pages alone lie on a line that is cut for the warps.
-  std::uint32_t page_line;
+  // The line that is cut for the warps: pages of all pieces, and behind them their fp16 tokens,
+  // which warps without pages left take.
+  std::uint32_t warp_line;
   std::uint32_t page_start[kMaxPieces];
   std::int32_t chunks_taken;  // of the pieces' fp16 tokens, by warps that have no pages left
   // Products of matrices serve a pass: pieces of one head whose columns fit. It has their columns
@@ -101,7 +104,7 @@ struct ColumnTerms {
 /// A warp's share of a round, and what it has found of its last piece, beside its outputs.
 struct WarpState {
   float2 state[kColumns];
-  std::int32_t piece;  // -1: none
+  std::int32_t piece;                               // -1: none
   std::int32_t begin[kMaxPieces], end[kMaxPieces];  // pages
 };
 

@@ -68,7 +68,7 @@ struct Work {
   int column_block = 0;
   int first_query = 0;             // position of the step's first query
   int lowest = 0;                  // no position from here to first_query is masked for any query
-  const float2* centre = nullptr;  // [frequencies][4 Blocks]
+  const float2* centre = nullptr;  // [pairs of frequencies][4 Blocks][2]
   float bias[Blocks], unit[Blocks], constant[Blocks];
 };
 
@@ -80,17 +80,26 @@ KVPLAN_DEVICE void load_half_norms(float (&x)[8], std::uint32_t at) {
 #pragma unroll
   for (int k = 0; k < 8; ++k) x[k] = k % 2 == 0 ? low_half(words[k / 2]) : high_half(words[k / 2]);
 }
-KVPLAN_DEVICE void load_log_norms(float (&x)[8], std::uint32_t at) {
+/// The log8 norms in the lowest bytes of `bytes`.
+template <int Count>
+KVPLAN_DEVICE void log_norms_of(float (&x)[Count], std::uint32_t bytes) {
+  static_assert(Count <= 4);
   // 2^(q / 32): 2^23 + (q + 128) is a float whose low byte is q + 128.
   constexpr float kBase = (8388608.0f + 128) / 32;
-  const uint2 v = load_shared2(at);
-  const std::uint32_t words[2] = {v.x ^ 0x80808080, v.y ^ 0x80808080};
+  bytes ^= 0x80808080;
 #pragma unroll
-  for (int k = 0; k < 8; ++k) {
-    const std::uint32_t bits =
-        select_bytes(words[k / 4], 0x4b000000, 0x7440u | static_cast<std::uint32_t>(k % 4));
-    x[k] = exp2_fast(fused(float_of_bits(bits), 1.0f / 32, -kBase));
-  }
+  for (int k = 0; k < Count; ++k)
+    x[k] = exp2_fast(fused(
+        float_of_bits(select_bytes(bytes, 0x4b000000, 0x7440u | static_cast<std::uint32_t>(k))),
+        1.0f / 32, -kBase));
+}
+KVPLAN_DEVICE void load_log_norms(float (&x)[8], std::uint32_t at) {
+  const uint2 v = load_shared2(at);
+  float low[4], high[4];
+  log_norms_of(low, v.x);
+  log_norms_of(high, v.y);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) x[k] = low[k], x[4 + k] = high[k];
 }
 // Of all lanes at `at`, of so many bytes each; 0: there are none.
 KVPLAN_DEVICE void load_norms(float (&x)[8], std::uint32_t at, int bytes) {
@@ -119,20 +128,20 @@ KVPLAN_DEVICE void add_centre(Scores<Pages, Blocks>& s, const AttentionView& v,
   const std::uint32_t low_tile =
       static_cast<std::uint32_t>(v.layer.shared.rotary_tile_low) + 16 * lane();
   const bool split = v.layer.shared.rotary_tile_low != 0;
-  const std::uint32_t page_bytes = 64 * static_cast<std::uint32_t>(v.layer.phase_steps);
-  const float2* centre = work.centre + t * kKept + column;
-  phases += 8 * t;
+  const std::uint32_t page_bytes = 128 * static_cast<std::uint32_t>(v.layer.phase_steps);
+  const float2* centre = work.centre + 2 * (t * kKept + column);
+  phases += 16 * t;
   float d[Pages][kRows][4] = {};
 #pragma unroll 1
   for (int step = 0; step < v.layer.phase_steps; ++step) {
-    float2 z[2] = {centre[8 * step * kKept], centre[(8 * step + 4) * kKept]};
+    float2 z[2] = {centre[8 * step * kKept], centre[8 * step * kKept + 1]};
     if (!used) z[0] = z[1] = {0, 0};
     std::uint32_t b[Pages][2], rest[Pages][2], small[Pages][2];
 #pragma unroll
     for (int n = 0; n < Pages; ++n)
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        const uint2 bits = load_shared2(phases + n * page_bytes + 64 * step + 32 * k);
+        const uint2 bits = load_shared2(phases + n * page_bytes + 128 * step + 8 * k);
         const float cosine = float_of_bits(bits.x), sine = float_of_bits(bits.y);
         const float x = fused(z[k].x, cosine, -z[k].y * sine);
         const float y = -fused(z[k].x, sine, z[k].y * cosine);

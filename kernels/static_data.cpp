@@ -274,9 +274,9 @@ RotaryTile make_rotary_tile(std::span<const double> inv_freq, int phase_steps) {
   for (int step = 0; step < phase_steps; ++step)
     for (int i = 0; i < kTiles; ++i)
       for (int lane = 0; lane < quant::kWarpLanes; ++lane) {
-        const int row = kTileTokens * i + lane / 4, frequency = 8 * step + lane % 4;
+        const int row = kTileTokens * i + lane / 4, frequency = 8 * step + 2 * (lane % 4);
         const Pair a0 = halves(frequency, row), a1 = halves(frequency, row + 8);
-        const Pair a2 = halves(frequency + 4, row), a3 = halves(frequency + 4, row + 8);
+        const Pair a2 = halves(frequency + 1, row), a3 = halves(frequency + 1, row + 8);
         tile.high.push_back({a0.high, a1.high, a2.high, a3.high});
         tile.low.push_back({a0.low, a1.low, a2.low, a3.low});
       }
@@ -288,13 +288,18 @@ void write_rotary(const quant::RotaryMean& mean, int sink_tokens, const quant::L
   const std::span<const double> inv_freq = mean.inv_freq();
   std::ranges::copy(inv_freq, image.take(bytes.inv_freq, view.inv_freq).begin());
   const auto phases = image.take(bytes.page_phase, view.page_phase);
-  const std::size_t stride = size(quant::kPhasePairs * view.phase_steps);
+  constexpr std::size_t kPairs = quant::kPhasePairs;
+  const std::size_t stride = 2 * kPairs * size(view.phase_steps);
   for (std::size_t page = 0; page * stride < phases.size(); ++page)
-    for (std::size_t j = 0; j < inv_freq.size(); ++j) {
-      const double position = sink_tokens + static_cast<double>(page) * quant::kPageTokens;
-      phases[page * stride + j] = {static_cast<float>(quant::portable_cos(inv_freq[j] * position)),
-                                   static_cast<float>(quant::portable_sin(inv_freq[j] * position))};
-    }
+    for (std::size_t half = 0; half < 2; ++half)
+      for (std::size_t j = 0; j < inv_freq.size(); ++j) {
+        const double position =
+            sink_tokens + static_cast<double>(2 * page + half) * (quant::kPageTokens / 2);
+        const double angle = inv_freq[j] * position;
+        phases[page * stride + (j / kPairs * 2 + half) * kPairs + j % kPairs] = {
+            static_cast<float>(quant::portable_cos(angle)),
+            static_cast<float>(quant::portable_sin(angle))};
+      }
   const RotaryTile tile = make_rotary_tile(inv_freq, view.phase_steps);
   std::ranges::copy(tile.high, image.take(bytes.rotary_tile, view.rotary_tile).begin());
   std::ranges::copy(tile.low, image.take(bytes.rotary_tile_low, view.rotary_tile_low).begin());

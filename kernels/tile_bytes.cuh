@@ -71,6 +71,14 @@ struct SixteenBytes {
 template <>
 struct ByteTable<4> : SixteenBytes {
   using SixteenBytes::SixteenBytes;
+  /// What adds up to bytes(): one of a pair of bytes is 0.
+  KVPLAN_DEVICE void summands(const std::uint32_t (&w)[4], int k, std::uint32_t* a,
+                              std::uint32_t* b) const {
+    const std::uint32_t x = w[k], inverted = x ^ 0x88888888;
+    a[0] = select_bytes(low[0], low[1], x), b[0] = select_bytes(high[0], high[1], inverted);
+    a[1] = select_bytes(low[0], low[1], x >> 16);
+    b[1] = select_bytes(high[0], high[1], inverted >> 16);
+  }
   template <bool Half>
   KVPLAN_DEVICE void bytes(const std::uint32_t (&w)[4], int k, std::uint32_t* a) const {
     const std::uint32_t x = w[k], inverted = x ^ 0x88888888;

@@ -106,7 +106,7 @@ struct SharedMap {
   std::int32_t query_offset = 0;   // uint2 [K tiles][32]: AttentionView, "Queries"
   std::int32_t terms_offset = 0;   // ColumnTerms [8]
   std::int32_t runs_offset = 0;    // RunEntry, of keys and then of values
-  std::int32_t centre_offset = 0;  // float2 [frequencies][4 or 8 columns]
+  std::int32_t centre_offset = 0;  // float2 [pairs of frequencies][4 or 8 columns][2]
 
   // Of each warp.
   std::int32_t warps = 0, warp_bytes = 0;
@@ -180,12 +180,13 @@ struct LayerView {
   int pair_stride = 1;  // pair j: channels j * stride and j * stride + distance
   int pair_distance = 1;
   int phase_steps = 0;                 // pairs rounded up to a multiple of 8, over 8
-  const float2* page_phase = nullptr;  // [max pages of a sequence][8 * phase_steps] cos, sin of
-                                       // inv_freq * (sink_tokens + 64 p)
+  const float2* page_phase = nullptr;  // [max pages of a sequence][phase_steps][2][8] cos, sin of
+                                       // inv_freq * (sink_tokens + 64 p + 32 h), h the half page
   const double* inv_freq = nullptr;    // [pairs]
   const uint4* rotary_tile =
       nullptr;  // [phase_steps][4][32 lanes]: operand A of cos, sin(inv_freq_f * j), j = 0..63,
-                // fp16; row 16 i + .., columns (cos, sin) of frequencies 8 s + t and 8 s + 4 + t
+                // fp16; row 16 i + .., columns (cos, sin) of frequencies 8 s + 2 t and 8 s + 2 t +
+                // 1
   const uint4* rotary_tile_low =
       nullptr;  // what fp16 rounding left of it, scaled by 2048; null: not needed
   WorkCosts costs;

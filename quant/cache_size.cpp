@@ -131,8 +131,8 @@ std::vector<LayerBuffers> layer_buffers(std::span<const LayerFormat> layers, int
     if (owners[l] != l) continue;
     const auto steps = size(phase_steps(format));
     bytes.inv_freq = rotary_pairs(format) * kDoubleBytes;
-    bytes.page_phase =
-        size(pages_per_sequence(geometry, sink_tokens)) * steps * size(kPhasePairs) * kFloat2Bytes;
+    bytes.page_phase = size(pages_per_sequence(geometry, sink_tokens)) * steps * 2 *
+                       size(kPhasePairs) * kFloat2Bytes;
     bytes.rotary_tile = steps * kRotaryTileFragments * kWarpLanes * kUint4Bytes;
     bytes.rotary_tile_low = bytes.rotary_tile;
   }

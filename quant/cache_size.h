@@ -87,7 +87,7 @@ struct LayerBuffers {
 
   // 0 unless the layer is its rotary owner.
   std::size_t inv_freq = 0;         // double [pairs]
-  std::size_t page_phase = 0;       // float2 [pages_per_sequence][kPhasePairs * phase_steps]
+  std::size_t page_phase = 0;       // float2 [pages_per_sequence][phase_steps][2][kPhasePairs]
   std::size_t rotary_tile = 0;      // uint4 [phase_steps][4][32]
   std::size_t rotary_tile_low = 0;  // as rotary_tile
 };

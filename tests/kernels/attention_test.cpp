@@ -9,6 +9,7 @@
 
 #include "kernels/cache.h"
 #include "kernels/round.h"
+#include "kernels/tile_plan.h"
 #include "schemas/error.h"
 #include "tests/kernels/attention_step.h"
 
@@ -92,7 +93,7 @@ std::vector<Path> paths() {
   };
   return {{"Uniform", plan("Rotated2Uniform"), 4, true, false, 1},
           {"UniformEightColumns", plan("Rotated2Uniform"), 7, true, false, 1},
-          {"Mixed", plan("Groups8Bytes"), 2, false, true, 2},
+          {"Mixed", plan("Groups8Bytes"), 2, false, true, 1},
           {"BytesEightColumns", plan("Groups8Bytes"), 8, false, false, 1},
           {"AnyTiles", plan("Groups16"), 3, false, false, 1},
           {"AnyTilesEightColumns", plan("Groups16"), 9, false, false, 1}};
@@ -416,7 +417,8 @@ struct SharedPart {
 
 std::vector<SharedPart> shared_parts(const DecodeShape& shape, int phase_steps) {
   const SharedMap& map = shape.shared;
-  const std::int64_t rotary = std::int64_t{phase_steps} * 4 * 32 * 16;
+  const int rows = shape.mixed ? kHalfPageRows : 4;
+  const std::int64_t rotary = std::int64_t{phase_steps} * rows * 32 * 16;
   std::vector<SharedPart> parts{
       {"round", map.round, sizeof(Round)},
       {"pieces", map.pieces, std::int64_t{map.most_pieces} * map.piece_bytes},
@@ -440,7 +442,9 @@ void expect_room(const quant::LayerFormat& format, int head_dim) {
       const DecodeShape shape = decode_shape(format, head_dim, steps, split, columns, 132);
       const SharedMap& map = shape.shared;
       EXPECT_GE(shape.block_warps, 1);
-      EXPECT_LE(shape.block_warps, shape.uniform >= 0 ? uniform_warps(columns) : kDecodeWarps);
+      EXPECT_LE(shape.block_warps, shape.uniform >= 0 ? uniform_warps(columns)
+                                   : shape.mixed      ? kMixedWarps
+                                                      : kDecodeWarps);
       EXPECT_GE(map.most_pieces, 1);
       EXPECT_LE(map.most_pieces, kMaxPieces);
       std::vector<SharedPart> parts = shared_parts(shape, steps);
@@ -499,7 +503,7 @@ void expect_room(const quant::LayerFormat& format, int head_dim) {
       const std::int64_t slots = map.ring_bytes > 0   ? map.ring_bytes / map.slot_bytes
                                  : map.feed_slots > 0 ? map.feed_slots
                                                       : 2 * shape.unit_pages;
-      EXPECT_GE(slots, 2);
+      EXPECT_GE(slots, map.ring_bytes > 0 ? 1 : 2);
       EXPECT_LE(slots * map.slot_bytes, map.feed_bytes);
     }
 }

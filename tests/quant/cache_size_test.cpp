@@ -58,7 +58,7 @@ TEST(CacheSize, OfALayerByHand) {
   EXPECT_EQ(b.k_mean, 2u * 64 * 4);
   EXPECT_EQ(b.v_mean, b.k_mean);
   EXPECT_EQ(b.inv_freq, 32u * 8);
-  EXPECT_EQ(b.page_phase, 3u * 32 * 8);
+  EXPECT_EQ(b.page_phase, 3u * 2 * 32 * 8);
   EXPECT_EQ(b.rotary_tile, 4u * 4 * 32 * 16);
   EXPECT_EQ(b.rotary_tile_low, b.rotary_tile);
 }
