@@ -151,7 +151,7 @@ class Worker {
     bool has_pages = false;
     if (lane() < round.count) {
       const Piece& piece = round.pieces[lane()];
-      const Cut cut(round.warp_line, static_cast<std::uint32_t>(warps_of_block()));
+      const Cut cut(round.page_line, static_cast<std::uint32_t>(warps_of_block()));
       const int first_unit = piece.first_page_unit();
       int pages[2];
 #pragma unroll 1

@@ -111,7 +111,7 @@ bool has_only_bytes(const quant::LayerFormat& format) {
 }
 
 WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps, int unit_pages) {
-  constexpr std::uint32_t kPage = 330, kRun = 10, kChunk = 1200, kStart = 1100;
+  constexpr std::uint32_t kPage = 330, kRun = 10, kChunk = 600, kStart = 900;
   const std::uint32_t rotary_step = has_only_bytes(format) ? 34 : 40;
   if (format.heads.size() > kMaxKvHeads)
     throw InternalError("the decode kernel serves at most " + std::to_string(kMaxKvHeads) +

@@ -3,7 +3,7 @@
 // pages (round.h). All units are laid end to end, KV head after KV head, within a head segment
 // after segment, each as long as the work on it takes, and the line is cut into equal stretches: a
 // block owns the units that start in its stretch. It takes its stretch in rounds of at most
-// kMaxPieces segments. A round is laid end to end again and cut for the warps, pages first: fp16
+// kMaxPieces segments. The pages of a round are laid end to end again and cut for the warps; fp16
 // tokens go to whichever warp has no pages left. Private to the decode kernels.
 
 #include <bit>
@@ -170,7 +170,7 @@ KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
   const int count = find_pieces<Pages>(v, round, begin, end);
   sync_warp();
   // A lane completes a piece.
-  std::uint32_t length = 0, plain_length = 0;
+  std::uint32_t length = 0;
   if (lane() < count) {
     Piece& piece = round.pieces[lane()];
     const WorkCosts& costs = v.layer.costs;
@@ -178,7 +178,6 @@ KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
     const int units = piece.end_page_unit() - piece.first_page_unit();
     if (units > 0)
       length = costs.start + costs.head(piece.head) * static_cast<std::uint32_t>(units);
-    if (piece.has_plain()) plain_length = costs.chunk * static_cast<std::uint32_t>(piece.chunks);
     const quant::HeadLayout& head = v.layer.heads[piece.head];
     const int phases = 16 * v.layer.phase_steps;  // of a page
     PageSource& source = round.sources[lane()];
@@ -196,13 +195,12 @@ KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
   for (int step = 1; step < kMaxPieces; step *= 2) {
     const std::uint32_t before = shuffle(until, lane() - step);
     if (lane() >= step) until += before;
-    plain_length += shuffle_xor(plain_length, step);
   }
   if (lane() < kMaxPieces) {
     round.page_start[lane()] = until - length;
     round.aside[lane()] = 0;
     round.finishes[lane()] = lane() < count && round.pieces[lane()].whole() ? 1 : 0;
-    if (lane() == kMaxPieces - 1) round.warp_line = until + plain_length;
+    if (lane() == kMaxPieces - 1) round.page_line = until;
   }
   const bool shared = lane() < count && !round.pieces[lane()].whole();
   const bool all_whole = !any(shared);

@@ -73,9 +73,8 @@ struct Round {
   std::int32_t chunks, page_units;  // of one segment of every sequence
   std::int32_t count;
   std::int32_t all_whole;  // whether every piece is
-  // The line that is cut for the warps: pages of all pieces, and behind them their fp16 tokens,
-  // which warps without pages left take.
-  std::uint32_t warp_line;
+  // The pages alone lie on a line that is cut for the warps.
+  std::uint32_t page_line;
   std::uint32_t page_start[kMaxPieces];
   std::int32_t chunks_taken;  // of the pieces' fp16 tokens, by warps that have no pages left
   // Products of matrices serve a pass: pieces of one head whose columns fit. It has their columns
