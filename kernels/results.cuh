@@ -288,7 +288,9 @@ KVPLAN_DEVICE void merge_parts(const AttentionView& v, Round& round,
 #pragma unroll
       for (int k = 0; k < kTogether; ++k) {
         const int slot = slots[base + k < count ? base + k : base];
-        o[k] = load_output(part_output<Blocks>(v, slot) + tile * quant::kWarpLanes + me.lane);
+        o[k] = there
+                   ? load_output(part_output<Blocks>(v, slot) + tile * quant::kWarpLanes + me.lane)
+                   : Output<Blocks>{};
       }
       float weight[Blocks];
 #pragma unroll
