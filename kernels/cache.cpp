@@ -153,9 +153,7 @@ void Cache::place_layers(const PlanBundle& bundle, const CachePlan& plan) {
     layer.pool = take<std::byte>(pages_, pages, buffers[l].pool);
     layer.sinks = take<std::uint16_t>(open_, open, buffers[l].sinks);
     layer.open = take<std::uint16_t>(open_, open, buffers[l].open);
-    layer.unit_pages = plan.decode_shapes[l].unit_pages;
-    layer.costs =
-        work_costs(plan.formats[l], quant::phase_steps(plan.formats[l]), layer.unit_pages);
+    layer.costs = work_costs(plan.formats[l], quant::phase_steps(plan.formats[l]));
     layer.uniform = plan.decode_shapes[l].uniform;
     layer.mixed = plan.decode_shapes[l].mixed;
     layer.shared = plan.decode_shapes[l].shared;

@@ -1,6 +1,6 @@
 #pragma once
 // The decode kernel around a path, which is how a warp attends to the packed pages of one segment.
-// A path has kPages (of a unit), kBlocks (of four columns), kWarps (at most), a Feed
+// A path has kBlocks (of four columns), kWarps (at most), a Feed
 // (page_feed.cuh) and
 //   attend(view, work, feed, running, first page, pages).
 // Private to the decode kernels.
@@ -138,7 +138,7 @@ KVPLAN_DEVICE void load_piece(const AttentionView& v, const BlockMemory<Blocks>&
 template <class Path>
 class Worker {
  public:
-  static constexpr int kPages = Path::kPages, kBlocks = Path::kBlocks;
+  static constexpr int kBlocks = Path::kBlocks;
   using Memory = BlockMemory<kBlocks>;
   using Feed = typename Path::Feed;
 
@@ -152,7 +152,7 @@ class Worker {
     if (lane() < round.count) {
       const Piece& piece = round.pieces[lane()];
       const Cut cut(round.page_line, static_cast<std::uint32_t>(warps_of_block()));
-      const int first_unit = piece.first_page_unit();
+      const int first = piece.first_own_page();
       int pages[2];
 #pragma unroll 1
       for (int i = 0; i < 2; ++i) {
@@ -161,8 +161,8 @@ class Worker {
         const std::uint32_t each = v_.layer.costs.head(piece.head);
         const int before = at <= start ? 0
                                        : units_within(at - start, v_.layer.costs.start + each, each,
-                                                      piece.end_page_unit() - first_unit);
-        const int page = piece.first_page + kPages * (first_unit + before);
+                                                      piece.end_own_page() - first);
+        const int page = first + before;
         (i == 0 ? pages[0] : pages[1]) = page < piece.end_page ? page : piece.end_page;
       }
       state.begin[lane()] = pages[0], state.end[lane()] = pages[1];
@@ -277,11 +277,11 @@ __global__ void __launch_bounds__(Path::kWarps* kLanes, 1) decode_kernel(const A
       Feed(memory.list(warp()), memory.barriers(warp()), memory.feed(warp()), memory.map));
   wait_for_previous_kernel();
   if (warp() == 0)
-    measure_line<Path::kPages>(v, round);
+    measure_line(v, round);
   else
     touch_batch(v);
   while (true) {
-    if (warp() == 0) next_round<Path::kPages>(v, round);
+    if (warp() == 0) next_round(v, round);
     sync_block();
     if (round.count == 0) break;
     QueryTransform<kBlocks>(v, memory).run(

@@ -110,7 +110,7 @@ bool has_only_bytes(const quant::LayerFormat& format) {
   return true;
 }
 
-WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps, int unit_pages) {
+WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
   constexpr std::uint32_t kPage = 330, kRun = 10, kChunk = 600, kStart = 900;
   const std::uint32_t rotary_step = has_only_bytes(format) ? 34 : 40;
   if (format.heads.size() > kMaxKvHeads)
@@ -123,7 +123,6 @@ WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps, int unit
     for (const quant::SideLayout* side : {&head.k, &head.v})
       for (int i = 0; i < side->run_count + side->outlier_runs; ++i)
         sum += kRun + tile_instructions(side->runs[i]) * side->runs[i].tiles;
-    sum *= static_cast<std::uint32_t>(unit_pages);
   }
   // In units that leave room for long lines in 32 bits.
   const std::uint32_t most = std::max(*std::ranges::max_element(instructions), kChunk);

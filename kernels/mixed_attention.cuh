@@ -201,7 +201,7 @@ struct ValueTiles {
 // Only tiles of bytes, one block of four columns, centred or not.
 class MixedPath {
  public:
-  static constexpr int kPages = 1, kBlocks = 1, kWarps = kMixedWarps;
+  static constexpr int kBlocks = 1, kWarps = kMixedWarps;
   using Feed = PageRing;
 
   KVPLAN_DEVICE static void attend(const AttentionView& v, const Work<1>& work, Feed& feed,

@@ -344,7 +344,7 @@ KVPLAN_DEVICE void attend_unit(const AttentionView& v, const Work<Blocks>& work,
 // Any runs of tiles: the list of runs in shared memory says of which.
 template <int Pages, int Blocks, bool OnlyBytes>
 struct RunsPath {
-  static constexpr int kPages = Pages, kBlocks = Blocks, kWarps = kDecodeWarps;
+  static constexpr int kBlocks = Blocks, kWarps = kDecodeWarps;
   using Feed = PageFeed<Pages>;
   KVPLAN_DEVICE static void attend(const AttentionView& v, const Work<Blocks>& work, Feed& feed,
                                    Running<Blocks>& r, int first, int count) {

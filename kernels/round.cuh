@@ -33,7 +33,7 @@ KVPLAN_DEVICE std::uint32_t first_length(const WorkCosts& costs, const Piece& pi
 /// Length of a segment on the line.
 KVPLAN_DEVICE std::uint32_t segment_length(const WorkCosts& costs, const Piece& piece) {
   return costs.start + costs.chunk * static_cast<std::uint32_t>(piece.chunks) +
-         costs.head(piece.head) * static_cast<std::uint32_t>(piece.page_units);
+         costs.head(piece.head) * static_cast<std::uint32_t>(piece.pages());
 }
 
 /// Units of a segment that start before a position of the line.
@@ -44,7 +44,6 @@ KVPLAN_DEVICE int units_before(const WorkCosts& costs, const Piece& piece, std::
 }
 
 /// The piece of a sequence, without its head and its place on the line.
-template <int Pages>
 KVPLAN_DEVICE Piece piece_of(const AttentionView& v, int sequence) {
   Piece piece{};
   const int length = v.batch.length[sequence], sinks = v.layer.sink_tokens;
@@ -57,7 +56,6 @@ KVPLAN_DEVICE Piece piece_of(const AttentionView& v, int sequence) {
     const std::int64_t page = first > 0 ? first / quant::kPageTokens : 0;
     piece.first_page = page < piece.end_page ? static_cast<int>(page) : piece.end_page;
   }
-  piece.page_units = (piece.end_page - piece.first_page + Pages - 1) / Pages;
   return piece;
 }
 
@@ -66,26 +64,25 @@ KVPLAN_DEVICE std::uint32_t heads_length(const AttentionView& v, const Round& ro
   const WorkCosts& costs = v.layer.costs;
   const std::uint32_t of_head = costs.start * static_cast<std::uint32_t>(v.batch.sequences) +
                                 costs.chunk * static_cast<std::uint32_t>(round.chunks);
-  return (costs.before[head] * static_cast<std::uint32_t>(round.page_units) +
+  return (costs.before[head] * static_cast<std::uint32_t>(round.pages) +
           of_head * static_cast<std::uint32_t>(head)) *
          static_cast<std::uint32_t>(v.column_blocks);
 }
 
 /// Measures the line. By the first warp of a block.
-template <int Pages>
 KVPLAN_DEVICE void measure_line(const AttentionView& v, Round& round) {
-  int chunks = 0, page_units = 0;
+  int chunks = 0, pages = 0;
   for (int i = lane(); i < v.batch.sequences; i += quant::kWarpLanes) {
-    const Piece piece = piece_of<Pages>(v, i);
-    chunks += piece.chunks, page_units += piece.page_units;
+    const Piece piece = piece_of(v, i);
+    chunks += piece.chunks, pages += piece.pages();
   }
 #pragma unroll
   for (int step = 1; step < quant::kWarpLanes; step *= 2) {
     chunks += shuffle_xor(chunks, step);
-    page_units += shuffle_xor(page_units, step);
+    pages += shuffle_xor(pages, step);
   }
   if (lane() == 0) {
-    round.chunks = chunks, round.page_units = page_units;
+    round.chunks = chunks, round.pages = pages;
     const std::uint32_t line = heads_length(v, round, v.layer.kv_heads);
     const Cut cut(line, static_cast<std::uint32_t>(v.decode_blocks));
     round.line = line;
@@ -110,7 +107,6 @@ KVPLAN_DEVICE int head_at(const AttentionView& v, const Round& round, std::uint3
 
 /// Finds the pieces of the next round, at most `most`, without what follows from their units; ->
 /// how many. `end`: of the round.
-template <int Pages>
 KVPLAN_DEVICE int find_pieces(const AttentionView& v, Round& round, std::uint32_t begin,
                               std::uint32_t& end) {
   const std::uint32_t block_end = round.block_end;
@@ -130,7 +126,7 @@ KVPLAN_DEVICE int find_pieces(const AttentionView& v, Round& round, std::uint32_
       const int s = first + lane();
       const int sequence = v.column_blocks == 1 ? s : s / v.column_blocks;
       Piece piece{};
-      if (s < segments) piece = piece_of<Pages>(v, sequence);
+      if (s < segments) piece = piece_of(v, sequence);
       piece.head = head;
       piece.column_block = s - sequence * v.column_blocks;
       piece.segment = (sequence * v.layer.kv_heads + head) * v.column_blocks + piece.column_block;
@@ -162,12 +158,11 @@ KVPLAN_DEVICE int find_pieces(const AttentionView& v, Round& round, std::uint32_
 }
 
 /// The next round of the block, without pieces behind the last. By the first warp of a block.
-template <int Pages>
 KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
   const std::uint32_t begin = round.end;
   std::uint32_t end;
   sync_warp();
-  const int count = find_pieces<Pages>(v, round, begin, end);
+  const int count = find_pieces(v, round, begin, end);
   sync_warp();
   // A lane completes a piece.
   std::uint32_t length = 0;
@@ -175,9 +170,9 @@ KVPLAN_DEVICE void next_round(const AttentionView& v, Round& round) {
     Piece& piece = round.pieces[lane()];
     const WorkCosts& costs = v.layer.costs;
     piece.begin = units_before(costs, piece, begin), piece.end = units_before(costs, piece, end);
-    const int units = piece.end_page_unit() - piece.first_page_unit();
-    if (units > 0)
-      length = costs.start + costs.head(piece.head) * static_cast<std::uint32_t>(units);
+    const int pages = piece.end_own_page() - piece.first_own_page();
+    if (pages > 0)
+      length = costs.start + costs.head(piece.head) * static_cast<std::uint32_t>(pages);
     const quant::HeadLayout& head = v.layer.heads[piece.head];
     const int phases = 16 * v.layer.phase_steps;  // of a page
     PageSource& source = round.sources[lane()];

@@ -14,24 +14,24 @@ inline constexpr int kContinued = 0, kBegun = 1, kAside = 2;
 static_assert(quant::kBlockParts == kAside + kMaxPieces);
 
 /// What a block has of a segment. Units of a segment: first all of its fp16 tokens, if there are
-/// any, then its packed pages, one or two of them in a unit.
+/// any, then its packed pages.
 struct Piece {
   std::int32_t sequence, head, column_block, segment;
-  std::int32_t chunks;  // of fp16 tokens
-  std::int32_t page_units;
+  std::int32_t chunks;                // of fp16 tokens
   std::int32_t first_page, end_page;  // that the segment reads
   std::int32_t begin, end;            // units
   std::uint32_t start;                // of the segment on the line (round.cuh)
   constexpr int plain_units() const { return chunks > 0 ? 1 : 0; }
-  constexpr int units() const { return plain_units() + page_units; }
+  constexpr int pages() const { return end_page - first_page; }
+  constexpr int units() const { return plain_units() + pages(); }
   constexpr bool whole() const { return begin == 0 && end == units(); }
   /// Whether the segment's fp16 tokens are this block's.
   constexpr bool has_plain() const { return begin == 0 && chunks > 0; }
-  /// Units of pages, counted from the segment's first.
-  constexpr int first_page_unit() const {
-    return begin > plain_units() ? begin - plain_units() : 0;
+  /// Pages of the piece.
+  constexpr int first_own_page() const {
+    return first_page + (begin > plain_units() ? begin - plain_units() : 0);
   }
-  constexpr int end_page_unit() const { return end - plain_units(); }
+  constexpr int end_own_page() const { return first_page + end - plain_units(); }
 };
 
 /// Where the packed pages of a piece lie.
@@ -67,10 +67,10 @@ struct PassColumn {
 
 /// The pieces that a block works on together.
 struct Round {
-  std::uint32_t line;               // length
-  std::uint32_t begin, end;         // of the round on the line
-  std::uint32_t block_end;          // of the block on the line
-  std::int32_t chunks, page_units;  // of one segment of every sequence
+  std::uint32_t line;          // length
+  std::uint32_t begin, end;    // of the round on the line
+  std::uint32_t block_end;     // of the block on the line
+  std::int32_t chunks, pages;  // of one segment of every sequence
   std::int32_t count;
   std::int32_t all_whole;  // whether every piece is
   // The pages alone lie on a line that is cut for the warps.

@@ -243,7 +243,7 @@ class ManyPages : UniformPage<KeyWidth, ValueWidth, Tiles, Blocks> {
 
 template <int KeyWidth, int ValueWidth, int Tiles, int Blocks>
 struct UniformPath {
-  static constexpr int kPages = 1, kBlocks = Blocks, kWarps = uniform_warps(4 * Blocks);
+  static constexpr int kBlocks = Blocks, kWarps = uniform_warps(4 * Blocks);
   using Feed = HalfFeed;
 
   KVPLAN_DEVICE static void attend(const AttentionView& v, const Work<Blocks>& work, Feed& feed,

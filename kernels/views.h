@@ -116,7 +116,7 @@ struct SharedMap {
   std::int32_t barriers_offset = 0;            // of 8 bytes: [2] or one for each slot of a ring
   std::int32_t outputs = 0, output_bytes = 0;  // Output [tiles][32]; before, products of queries
   std::int32_t measures = 0;                   // in outputs, behind the products
-  std::int32_t feeds = 0, feed_bytes = 0;      // [2][unit_pages] of slot_bytes, phases; or a
+  std::int32_t feeds = 0, feed_bytes = 0;      // [2] of slot_bytes, phases; or a
                                                // ring of halves; at last, ResultMemory
   std::int32_t slot_bytes = 0;                 // of one page's half
   std::int32_t feed_slots = 0;                 // uniform layers only
@@ -135,7 +135,7 @@ struct WorkCosts {
   constexpr std::uint32_t head(int h) const { return before[h + 1] - before[h]; }
 };
 /// From the instructions that the tiles of a head take. InternalError beyond kMaxKvHeads.
-WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps, int unit_pages);
+WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps);
 
 /// A set of KV heads.
 struct HeadSet {
@@ -190,7 +190,6 @@ struct LayerView {
   const uint4* rotary_tile_low =
       nullptr;  // what fp16 rounding left of it, scaled by 2048; null: not needed
   WorkCosts costs;
-  int unit_pages = 1;  // packed pages that a warp takes at a time: 1 or 2
   int uniform = -1;    // index in kUniformWidths, or -1
   bool mixed = false;  // MixedPath attends
   SharedMap shared;
@@ -297,7 +296,7 @@ cudaError_t read_back(const ReadBackView& view, cudaStream_t stream);
 /// columns (1..8) that a segment uses at most.
 struct DecodeShape {
   int blocks = 0, block_warps = 0;
-  int unit_pages = 1, uniform = -1;  // as in LayerView
+  int uniform = -1;  // as in LayerView
   bool mixed = false;
   std::size_t shared_bytes = 0;
   SharedMap shared;

@@ -93,7 +93,6 @@ class AttentionOnLayer {
     AttentionView view;
     view.layer = layer_.view;
     device_->attach(view.layer);
-    view.layer.unit_pages = shape.unit_pages;
     view.layer.uniform = shape.uniform;
     view.layer.mixed = shape.mixed;
     view.layer.shared = shape.shared;

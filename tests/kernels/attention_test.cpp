@@ -83,7 +83,6 @@ struct Path {
   int queries_per_kv;
   // Which one it is (DecodeShape).
   bool uniform, mixed;
-  int unit_pages;
 };
 
 std::vector<Path> paths() {
@@ -91,12 +90,12 @@ std::vector<Path> paths() {
   const auto plan = [&](const std::string& name) {
     return std::ranges::find(all, name, &PagedPlan::name)->make;
   };
-  return {{"Uniform", plan("Rotated2Uniform"), 4, true, false, 1},
-          {"UniformEightColumns", plan("Rotated2Uniform"), 7, true, false, 1},
-          {"Mixed", plan("Groups8Bytes"), 2, false, true, 1},
-          {"BytesEightColumns", plan("Groups8Bytes"), 8, false, false, 1},
-          {"AnyTiles", plan("Groups16"), 3, false, false, 1},
-          {"AnyTilesEightColumns", plan("Groups16"), 9, false, false, 1}};
+  return {{"Uniform", plan("Rotated2Uniform"), 4, true, false},
+          {"UniformEightColumns", plan("Rotated2Uniform"), 7, true, false},
+          {"Mixed", plan("Groups8Bytes"), 2, false, true},
+          {"BytesEightColumns", plan("Groups8Bytes"), 8, false, false},
+          {"AnyTiles", plan("Groups16"), 3, false, false},
+          {"AnyTilesEightColumns", plan("Groups16"), 9, false, false}};
 }
 
 class AttentionPaths : public ::testing::TestWithParam<Path> {
@@ -116,7 +115,6 @@ TEST_P(AttentionPaths, GivesTheSameOnEveryGridAndEqualBytesTwice) {
   const DecodeShape shape = attention.shape(1);
   EXPECT_EQ(shape.uniform >= 0, path.uniform);
   EXPECT_EQ(shape.mixed, path.mixed);
-  EXPECT_EQ(shape.unit_pages, path.unit_pages);
   for (const int blocks : kGrids) {
     SCOPED_TRACE(blocks);
     // Large grids with one warp, which cost the emulation less.
@@ -392,7 +390,7 @@ TEST(WorkCosts, AreAtMost64AndFollowTheWork) {
   for (const PagedPlan& plan : plans()) {
     SCOPED_TRACE(plan.name);
     for (const quant::LayerFormat& format : quant::page_format(plan.make())) {
-      const WorkCosts costs = work_costs(format, quant::phase_steps(format), 1);
+      const WorkCosts costs = work_costs(format, quant::phase_steps(format));
       std::uint32_t most = costs.chunk;
       EXPECT_GE(costs.chunk, 1u);
       for (int h = 0; h < static_cast<int>(format.heads.size()); ++h) {
@@ -404,7 +402,7 @@ TEST(WorkCosts, AreAtMost64AndFollowTheWork) {
   }
   const std::vector<std::vector<int>> widths{{0, 0, 0, 0}, {2, 2, 2, 2}, {6, 6, 6, 6}};
   const WorkCosts costs =
-      work_costs(quant::page_format(calibrated_plan(64, 16, widths, widths))[0], 0, 1);
+      work_costs(quant::page_format(calibrated_plan(64, 16, widths, widths))[0], 0);
   EXPECT_LT(costs.head(0), costs.head(1));
   EXPECT_LT(costs.head(1), costs.head(2));
 }
@@ -502,7 +500,7 @@ void expect_room(const quant::LayerFormat& format, int head_dim) {
                shape.block_warps * map.output_bytes);
       const std::int64_t slots = map.ring_bytes > 0   ? map.ring_bytes / map.slot_bytes
                                  : map.feed_slots > 0 ? map.feed_slots
-                                                      : 2 * shape.unit_pages;
+                                                      : 2;
       EXPECT_GE(slots, map.ring_bytes > 0 ? 1 : 2);
       EXPECT_LE(slots * map.slot_bytes, map.feed_bytes);
     }

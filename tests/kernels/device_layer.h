@@ -91,7 +91,7 @@ class DeviceLayer {
     check(cudaMemcpy(statics_.data(), data.image.data(), data.image.size(), cudaMemcpyHostToDevice),
           "copy");
     view = data.layers[size(layer)];
-    view.costs = work_costs(format, quant::phase_steps(format), view.unit_pages);
+    view.costs = work_costs(format, quant::phase_steps(format));
 
     // 7 steps on, round a pool of a size that 7 does not divide.
     const int count = slots * pages, round = count % 7 == 0 ? count + 1 : count;
