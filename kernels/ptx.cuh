@@ -108,9 +108,8 @@ KVPLAN_DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%
 
 /// Reads the line of `p` ahead, into the multiprocessor's own cache.
 KVPLAN_DEVICE void touch(const void* p) {
-  std::uint32_t x;
+  [[maybe_unused]] std::uint32_t x;
   asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(p));
-  static_cast<void>(x);
 }
 /// Past that cache: what other blocks have written in this kernel.
 KVPLAN_DEVICE float2 load_written(const float2* p) { return __ldcg(p); }
