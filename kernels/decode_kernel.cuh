@@ -162,8 +162,7 @@ class Worker {
         const int before = at <= start ? 0
                                        : units_within(at - start, v_.layer.costs.start + each, each,
                                                       piece.end_own_page() - first);
-        const int page = first + before;
-        (i == 0 ? pages[0] : pages[1]) = page < piece.end_page ? page : piece.end_page;
+        (i == 0 ? pages[0] : pages[1]) = first + before;
       }
       state.begin[lane()] = pages[0], state.end[lane()] = pages[1];
       has_pages = pages[0] < pages[1];

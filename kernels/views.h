@@ -131,7 +131,7 @@ struct WorkCosts {
   std::uint32_t before[kMaxKvHeads + 1] = {};  // sums over the heads before; of all
   std::uint32_t chunk = 1;                     // of fp16 tokens
   std::uint32_t start = 0;                     // of a segment, on top of its first unit
-  /// A unit of packed pages.
+  /// A packed page of head h.
   constexpr std::uint32_t head(int h) const { return before[h + 1] - before[h]; }
 };
 /// From the instructions that the tiles of a head take. InternalError beyond kMaxKvHeads.
