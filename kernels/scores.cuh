@@ -55,7 +55,7 @@ struct alignas(8 * Blocks) Output {
 // What a warp knows of the piece that it works on.
 template <int Blocks>
 struct Work {
-  std::byte* tables = nullptr;  // MixedPath: TileTables and phases
+  std::byte* tables = nullptr;  // MixedPath: TileTables
   const uint2* query = nullptr;
   Output<Blocks>* output = nullptr;
   const RunEntry* runs = nullptr;  // of a page: keys, outliers of keys, values, outliers of values

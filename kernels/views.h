@@ -112,7 +112,7 @@ struct SharedMap {
   std::int32_t warps = 0, warp_bytes = 0;
   std::int32_t state_offset = 0;               // WarpState
   std::int32_t list_offset = 0;                // PageList
-  std::int32_t mixed_offset = 0;               // TileTables and phases; mixed layers only
+  std::int32_t mixed_offset = 0;               // TileTables; mixed layers only
   std::int32_t barriers_offset = 0;            // of 8 bytes: [2] or one for each slot of a ring
   std::int32_t outputs = 0, output_bytes = 0;  // Output [tiles][32]; before, products of queries
   std::int32_t measures = 0;                   // in outputs, behind the products
