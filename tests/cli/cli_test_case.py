@@ -5,6 +5,7 @@ KVPLAN_BUILD names the build folder (scripts/run_tests.py sets it).
 import json
 import os
 import pathlib
+import random
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,18 @@ ROOT = pathlib.Path(tempfile.mkdtemp(prefix="kvplan-cli-"))
 MODEL, TEXT, PROFILE = ROOT / "model", ROOT / "text.md", ROOT / "profile"
 
 
+def fixed_text(size):
+    """Sentences of the words of LICENSE, the same bytes at any state of the repository: figures of the tests change with the code alone."""
+    draws, words, text = random.Random(0), (REPOSITORY / "LICENSE").read_text().split(), ""
+    while len(text) < size:
+        # Runs of words as they stand there: something to predict.
+        begin, count = draws.randrange(len(words)), draws.randrange(4, 24)
+        text += " ".join(words[begin:begin + count]).capitalize() + draws.choice([". ", ".\n\n", ": ", "! "])
+    return text
+
+
 def make_model(folder, seed):
-    """A llama of 2 layers with a byte-level BPE tokenizer trained on the repository's documents."""
+    """A llama of 2 layers with a byte-level BPE tokenizer trained on TEXT."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, logging
@@ -48,7 +59,7 @@ def profile_args(out, *more, tokens=512):
 
 
 def setUpModule():
-    TEXT.write_text("".join((REPOSITORY / name).read_text() for name in ("LICENSE", "docs/architecture.md", "scripts/results.py")))
+    TEXT.write_text(fixed_text(30000))
     make_model(MODEL, 0)
     done = run(*profile_args(PROFILE))
     if done.returncode:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import unittest
 
-from cli_test_case import REPOSITORY, main, run
+from cli_test_case import REPOSITORY, fixed_text, main, run
 
 PAIRS = ["q4_0,q4_0", "q8_0,q4_0"]
 MODEL = os.environ.get("KVPLAN_DEMO_MODEL")
@@ -23,7 +23,7 @@ class LlamaCpp(unittest.TestCase):
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             text = folder / "text.md"
-            text.write_text((REPOSITORY / "docs/architecture.md").read_text() + (REPOSITORY / "docs/evaluation.md").read_text())
+            text.write_text(fixed_text(8000))
             subprocess.run([sys.executable, REPOSITORY / "scripts/llamacpp_kl.py", text, "--model", MODEL, "--f32", folder / "f32.gguf",
                             "--part", "0:1", "--window", "256", "--windows", "2", "--pairs", " ".join(PAIRS), "--out", folder / "kl.json"],
                            check=True, stderr=subprocess.DEVNULL)
