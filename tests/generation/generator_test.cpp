@@ -200,9 +200,11 @@ TEST(Generator, RefusesImpossibleCalls) {
 
 using GeneratorFixture = models::FixtureTest;
 
-TEST_F(GeneratorFixture, GreedyTokensEqualTransformers) {
+TEST_F(GeneratorFixture, TokensOfTransformersAreTheMostLikely) {
   const at::NoGradGuard no_grad;
-  int compared = 0;
+  // transformers keeps queries in fp32: where two tokens are this close, it may take the other.
+  constexpr double kTie = 1e-3;
+  int compared = 0, ties = 0;
   for (const auto& entry : std::filesystem::directory_iterator(fixtures())) {
     if (!std::filesystem::exists(entry.path() / "oracle.safetensors")) continue;
     SCOPED_TRACE(entry.path().filename().string());
@@ -213,12 +215,18 @@ TEST_F(GeneratorFixture, GreedyTokensEqualTransformers) {
     for (std::size_t row = 0; row < static_cast<std::size_t>(prompts.shape[0]); ++row) {
       const std::vector<std::int32_t> prompt(prompts.row(row).begin(), prompts.row(row).end());
       Generator generator(decoder, nullptr, prompts.shape[1] + expected.shape[1]);
-      EXPECT_THAT(continue_greedily(generator, prompt, expected.shape[1]),
-                  ElementsAreArray(expected.row(row)));
-      ++compared;
+      at::Tensor logits = generator.start(prompt);
+      for (const std::int64_t token : expected.row(row)) {
+        const double below = (logits.max() - logits[token]).item<double>();
+        EXPECT_LE(below, kTie * logits.abs().max().item<double>()) << "token " << compared;
+        ties += below > 0;
+        ++compared;
+        logits = generator.step(static_cast<std::int32_t>(token));
+      }
     }
   }
   EXPECT_GT(compared, 0);
+  EXPECT_LE(ties, compared / 100);
 }
 
 }  // namespace
