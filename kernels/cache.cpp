@@ -370,17 +370,25 @@ void Cache::fork(int from, int to, cudaStream_t stream) {
   sequences_.require_fork(from, to);
   require_whole_step("a fork");
   const CurrentDevice current(device_);
-  const auto copy = [&](auto* rows, std::size_t values) {
-    check(cudaMemcpyAsync(rows + to_size(to) * values, rows + to_size(from) * values,
-                          values * sizeof *rows, cudaMemcpyDeviceToDevice, stream),
+  const std::span<const std::int32_t> blocks = sequences_.blocks(from);
+  const std::int64_t length = sequences_.length(from),
+                     sinks = std::min<std::int64_t>(length, sink_tokens()),
+                     open = length - sinks - std::ssize(blocks) * kOpenTokens;
+  // What was written, and no more: the first `used` of `room` rows of every head.
+  const auto copy = [&](auto* slots, std::int64_t heads, std::int64_t room, std::int64_t used) {
+    if (used == 0) return;
+    const std::size_t pitch = to_size(room) * sizeof *slots;
+    check(cudaMemcpy2DAsync(slots + to * heads * room, pitch, slots + from * heads * room, pitch,
+                            to_size(used) * sizeof *slots, to_size(heads), cudaMemcpyDeviceToDevice,
+                            stream),
           "copying a sequence");
   };
   for (const LayerView& layer : layers_) {
-    const std::size_t row = 2 * to_size(layer.kv_heads) * to_size(layer.head_dim);
-    if (layer.sinks) copy(layer.sinks, row * to_size(layer.sink_tokens));
-    copy(layer.open, row * to_size(kOpenTokens));
+    const std::int64_t heads = 2 * layer.kv_heads, d = layer.head_dim;
+    copy(layer.sinks, heads, layer.sink_tokens * d, sinks * d);
+    copy(layer.open, heads, kOpenTokens * d, open * d);
   }
-  if (page_table_) copy(page_table_, to_size(batch_.table_stride));
+  copy(page_table_, 1, batch_.table_stride, std::ssize(blocks));
   sequences_.fork(from, to);
 }
 

@@ -360,15 +360,19 @@ TEST_F(Runtime, GrowsTokenByTokenOverAPage) {
 
 TEST_F(Runtime, ForksShareFullPagesAndDivergeAfter) {
   const PlanBundle bundle = mixed_plan();
-  Both both(bundle, geometry_of(bundle));
-  both.fill(0, 150);
-  both.fork(0, 2);
-  both.step({{0, 1}, {2, 2}});
-  both.fork(2, 1);
-  both.release(0);
-  both.step({{1, 50}, {2, 3}}, {});
-  both.step({{1, 1}, {2, 1}});
-  for (const int slot : {1, 2}) both.expect_equal_vectors(slot);
+  const int sinks = bundle.plan.sink_tokens;
+  for (const int tokens : {sinks - 1, sinks, sinks + 64, 150}) {
+    SCOPED_TRACE(tokens);
+    Both both(bundle, geometry_of(bundle));
+    both.fill(0, tokens);
+    both.fork(0, 2);
+    both.step({{0, 1}, {2, 2}});
+    both.fork(2, 1);
+    both.release(0);
+    both.step({{1, 50}, {2, 3}}, {});
+    both.step({{1, 1}, {2, 1}});
+    for (const int slot : {1, 2}) both.expect_equal_vectors(slot);
+  }
 }
 
 TEST_F(Runtime, ReusedSlotsAndBlocksShowNothingOfTheirPast) {
