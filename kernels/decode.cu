@@ -23,8 +23,8 @@ namespace {
 
 // Of layers that are neither uniform nor mixed: [not only bytes][five to eight columns].
 constexpr DecodeKernel of_runs[2][2] = {
-    {decode_kernel<RunsPath<1, 1, true>>, decode_kernel<RunsPath<1, 2, true>>},
-    {decode_kernel<RunsPath<1, 1, false>>, decode_kernel<RunsPath<1, 2, false>>}};
+    {decode_kernel<RunsPath<1, true>>, decode_kernel<RunsPath<2, true>>},
+    {decode_kernel<RunsPath<1, false>>, decode_kernel<RunsPath<2, false>>}};
 constexpr DecodeKernel kernels[] = {of_runs[0][0], of_runs[0][1], of_runs[1][0], of_runs[1][1],
                                     decode_kernel<MixedPath>};
 

@@ -158,7 +158,7 @@ struct KeyTiles {
 struct ValueTiles {
   std::uint32_t at;
   Output<1>* output;  // of the lane
-  const ByteWeights<1, 1>& p;
+  const ByteWeights<1>& p;
   float unit;
   Output<1>* of_sums = output;
   int sums[4] = {};
@@ -167,20 +167,20 @@ struct ValueTiles {
   KVPLAN_DEVICE void prepare() { o = *of_sums; }
   KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8]) {
     add();
-    multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0][0], p[0][1][0]);
-    mma_unsigned(sums, a[4], a[5], a[6], a[7], p[0][2][0], p[0][3][0]);
+    multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0], p[1][0]);
+    mma_unsigned(sums, a[4], a[5], a[6], a[7], p[2][0], p[3][0]);
   }
   KVPLAN_DEVICE void tile(const std::uint32_t (&a)[8], const std::uint32_t (&b)[8]) {
     add();
-    multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0][0], p[0][1][0]);
-    mma_unsigned(sums, b[0], b[1], b[2], b[3], p[0][0][0], p[0][1][0]);
-    mma_unsigned(sums, a[4], a[5], a[6], a[7], p[0][2][0], p[0][3][0]);
-    mma_unsigned(sums, b[4], b[5], b[6], b[7], p[0][2][0], p[0][3][0]);
+    multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0], p[1][0]);
+    mma_unsigned(sums, b[0], b[1], b[2], b[3], p[0][0], p[1][0]);
+    mma_unsigned(sums, a[4], a[5], a[6], a[7], p[2][0], p[3][0]);
+    mma_unsigned(sums, b[4], b[5], b[6], b[7], p[2][0], p[3][0]);
   }
   KVPLAN_DEVICE void half(const std::uint32_t (&a)[4]) {
     add();
-    multiply_unsigned(sums, a[0], 0, a[1], 0, p[0][0][0], p[0][1][0]);
-    mma_unsigned(sums, a[2], 0, a[3], 0, p[0][2][0], p[0][3][0]);
+    multiply_unsigned(sums, a[0], 0, a[1], 0, p[0][0], p[1][0]);
+    mma_unsigned(sums, a[2], 0, a[3], 0, p[2][0], p[3][0]);
   }
   /// Adds what is left.
   KVPLAN_DEVICE void finish() {
@@ -214,7 +214,7 @@ class MixedPath {
   }
 
  private:
-  using PageScores = Scores<1, 1>;
+  using PageScores = Scores<1>;
   static constexpr float kMost = 64;  // 2^kSlack
 
   KVPLAN_DEVICE static TileTables& tables_of(const Work<1>& work) {
@@ -264,8 +264,8 @@ class MixedPath {
       int sums[kRows][4] = {};
       KeyTiles tiles{keys, query_, sums};
       for_tiles(keys_, tables_, tiles);
-      for_scores<1, 1>([&](int n, int i, int h, int e) {
-        s[n][i][h][e] =
+      for_scores<1>([&](int i, int h, int e) {
+        s[i][h][e] =
             fused(digits(sums[i][2 * h], sums[i][2 * h + 1]), work_.unit[0], work_.bias[0]);
       });
     }
@@ -282,8 +282,8 @@ class MixedPath {
     share_norms(rest);
     float norms[8];
     load_norms(norms, 0);
-    for_scores<1, 1>([&](int n, int i, int h, int e) {
-      s[n][i][h][e] = fused(s[n][i][h][e], norms[2 * i + h], terms[i % 2][2 * h + i / 2]);
+    for_scores<1>([&](int i, int h, int e) {
+      s[i][h][e] = fused(s[i][h][e], norms[2 * i + h], terms[i % 2][2 * h + i / 2]);
     });
     if (static_cast<unsigned>(page - plain_from_) >= plain_pages_) [[unlikely]]
       cap_and_mask(s, page);
@@ -297,9 +297,9 @@ class MixedPath {
 
     load_norms(norms, 4 * quant::kPageTokens);
     float sums[kRows] = {};
-    for_scores<1, 1>([&](int n, int i, int h, int e) {
-      w[n][i][h][e] *= norms[2 * i + h];
-      sums[i] += w[n][i][h][e];
+    for_scores<1>([&](int i, int h, int e) {
+      w[i][h][e] *= norms[2 * i + h];
+      sums[i] += w[i][h][e];
     });
     sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     r_.norms[0] += sum;
@@ -308,8 +308,8 @@ class MixedPath {
     for (int step = 4; step < kLanes; step *= 2) sum = fmaxf(sum, shuffle_xor(sum, step));
     sum = fmaxf(sum, 1e-30f);
     const float factor[1] = {kTopByteWeight * reciprocal_fast(sum)};
-    ByteWeights<1, 1> p;
-    make_byte_weights<1, 1>(p, w, factor);
+    ByteWeights<1> p;
+    make_byte_weights<1>(p, w, factor);
     ValueTiles tiles{rest, work_.output + lane(), p, sum * (1 / kTopByteWeight)};
     for_tiles(values_, tables_ + sizeof(TileTables::words[0]), tiles);
     tiles.finish();
@@ -348,9 +348,9 @@ class MixedPath {
   // Scores become probabilities w = 2^s; their sum.
   KVPLAN_DEVICE static float exponentiate(PageScores& w, const PageScores& s) {
     float sums[kRows] = {};
-    for_scores<1, 1>([&](int n, int i, int h, int e) {
-      w[n][i][h][e] = exp2_fast(s[n][i][h][e]);
-      sums[i] += w[n][i][h][e];
+    for_scores<1>([&](int i, int h, int e) {
+      w[i][h][e] = exp2_fast(s[i][h][e]);
+      sums[i] += w[i][h][e];
     });
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
@@ -358,17 +358,17 @@ class MixedPath {
   KVPLAN_DEVICE void cap_and_mask(PageScores& s, int page) const {
     if (v_.soft_cap > 0) {
       const float from = reference();
-      for_scores<1, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] += from; });
-      cap<1, 1>(s, v_.soft_cap);
-      for_scores<1, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] -= from; });
+      for_scores<1>([&](int i, int h, int e) { s[i][h][e] += from; });
+      cap<1>(s, v_.soft_cap);
+      for_scores<1>([&](int i, int h, int e) { s[i][h][e] -= from; });
     }
-    mask<1, 1>(s, v_, work_, v_.layer.sink_tokens + quant::kPageTokens * page, quant::kPageTokens);
+    mask<1>(s, v_, work_, v_.layer.sink_tokens + quant::kPageTokens * page);
   }
 
   // Lets the maximum follow the scores, and what depends on it.
   KVPLAN_DEVICE void follow(PageScores& s) {
     float top[1];
-    largest<1, 1>(s, top);
+    largest<1>(s, top);
 #pragma unroll
     for (int step = 4; step < kLanes; step *= 2) top[0] = fmaxf(top[0], shuffle_xor(top[0], step));
     const bool known = r_.m[0] > kLowest, seen = top[0] > kLowest;
@@ -378,7 +378,7 @@ class MixedPath {
     r_.l[0] *= factor[0];
     r_.norms[0] *= factor[0];
     scale_output<1>(work_, work_.value_tiles, factor);
-    for_scores<1, 1>([&](int n, int i, int h, int e) { s[n][i][h][e] -= shift; });
+    for_scores<1>([&](int i, int h, int e) { s[i][h][e] -= shift; });
     if (!any(r_.m[0] <= kLowest)) most_ = kMost;
   }
 

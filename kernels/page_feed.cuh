@@ -42,11 +42,9 @@ class BlockWindow {
   int window_ = 0, block_ = 0;
 };
 
-// Units of Pages pages through two slots in shared memory, one for each half: the tiles of
-// keys of its pages (behind them the phases of all), and the tiles of values with all norms and
-// scales. A half is copied as soon as its slot is free. Behind the list's end the last page comes
-// again. Lives as long as its warp: barriers count on.
-template <int Pages>
+// Pages through two slots in shared memory, one for each half: the tiles of keys, and the tiles of
+// values with all norms and scales; behind both the phases. A half is copied as soon as its slot is
+// free. Lives as long as its warp: barriers count on.
 class PageFeed {
  public:
   KVPLAN_DEVICE PageFeed(PageList* list, std::uint32_t barriers, std::uint32_t slots,
@@ -69,9 +67,8 @@ class PageFeed {
     fill_keys();
     fill_rest();
   }
-  // Address of a half of the unit's first page, once it is there; those of the other pages follow
-  // at distances of page_bytes(). When all lanes are done with it, its slot is filled for the next
-  // unit.
+  // Address of a half of the page, once it is there. When all lanes are done with it, its slot is
+  // filled for the next page.
   KVPLAN_DEVICE std::uint32_t wait_keys() {
     wait_copy(barriers_, parity_);
     return slots_;
@@ -82,58 +79,46 @@ class PageFeed {
   }
   KVPLAN_DEVICE std::uint32_t wait_rest() {
     wait_copy(barriers_ + 8, parity_);
-    return slots_ + Pages * slot_bytes_;
+    return slots_ + slot_bytes_;
   }
   KVPLAN_DEVICE void done_rest() {
     parity_ ^= 1;
     sync_warp();
     fill_rest();
   }
-  KVPLAN_DEVICE std::uint32_t page_bytes() const { return slot_bytes_; }
-  /// [Pages][phases] of the unit whose keys are there.
-  KVPLAN_DEVICE std::uint32_t phases() const { return slots_ + 2 * Pages * slot_bytes_; }
+  /// Of the page whose keys are there.
+  KVPLAN_DEVICE std::uint32_t phases() const { return slots_ + 2 * slot_bytes_; }
 
  private:
   KVPLAN_DEVICE void fill_keys() {
-    const int left = list_->count - next_;
-    if (left <= 0) return;
+    if (next_ >= list_->count) return;
     const std::uint32_t key_bytes = list_->key_bytes, phase_bytes = list_->phase_bytes;
-    std::uint32_t bytes = Pages * key_bytes;
-#pragma unroll
-    for (int n = 0; n < Pages; ++n) {
-      pages_[n] = window_.page(*list_, next_ + (n < left ? n : left - 1));
-      copy_async(slots_ + n * slot_bytes_, pages_[n], key_bytes, barriers_);
-    }
-    if (phase_bytes > 0) {
-      const std::uint32_t all = (left < Pages ? left : Pages) * phase_bytes;
+    page_ = window_.page(*list_, next_);
+    copy_async(slots_, page_, key_bytes, barriers_);
+    if (phase_bytes > 0)
       copy_async(phases(),
                  reinterpret_cast<const std::byte*>(list_->phases) +
                      static_cast<std::uint64_t>(next_) * phase_bytes,
-                 all, barriers_);
-      bytes += all;
-    }
-    end_batch(barriers_, bytes);
-    next_ += Pages;
+                 phase_bytes, barriers_);
+    end_batch(barriers_, key_bytes + phase_bytes);
+    ++next_;
     rest_ = true;
   }
   KVPLAN_DEVICE void fill_rest() {
     if (!rest_) return;
     const std::uint32_t key_bytes = list_->key_bytes, rest_bytes = list_->rest_bytes;
-#pragma unroll
-    for (int n = 0; n < Pages; ++n)
-      copy_async(slots_ + (Pages + n) * slot_bytes_, pages_[n] + key_bytes, rest_bytes,
-                 barriers_ + 8);
-    end_batch(barriers_ + 8, Pages * rest_bytes);
+    copy_async(slots_ + slot_bytes_, page_ + key_bytes, rest_bytes, barriers_ + 8);
+    end_batch(barriers_ + 8, rest_bytes);
     rest_ = false;
   }
 
   PageList* list_;
   std::uint32_t barriers_, slots_, slot_bytes_;
-  int next_ = 0;              // page whose unit's keys are copied next
+  int next_ = 0;              // page whose keys are copied next
   bool rest_ = false;         // whether the rest of that ahead of it is still to be copied
-  std::uint32_t parity_ = 0;  // of the unit in use
+  std::uint32_t parity_ = 0;  // of the page in use
   BlockWindow window_;
-  const std::byte* pages_[Pages];  // of the unit whose keys were copied last
+  const std::byte* page_ = nullptr;  // whose keys were copied last
 };
 
 // Halves of single pages through a ring of slots, in the order keys 0, keys 1, values 0, keys 2,

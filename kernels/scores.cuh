@@ -14,23 +14,21 @@ inline constexpr int kRows = 4;  // blocks of 16 tokens in a page
 inline constexpr float kSlack = 6;
 
 // A warp serves Blocks = 1 or 2 times four columns of a segment: lane 4g+t has those of columns t +
-// 4e, e < Blocks, of tokens 16 i + 8 h + g of its pages.
-template <int Pages, int Blocks>
-using Scores = float[Pages][kRows][2][Blocks];
+// 4e, e < Blocks, of tokens 16 i + 8 h + g of a page.
+template <int Blocks>
+using Scores = float[kRows][2][Blocks];
 
 KVPLAN_DEVICE float digits(int high, int low) { return static_cast<float>(high * 256 + low); }
 
-// Calls visit(page, i, h, e) for a lane's elements of Scores.
-template <int Pages, int Blocks, class Visit>
+// Calls visit(i, h, e) for a lane's elements of Scores.
+template <int Blocks, class Visit>
 KVPLAN_DEVICE void for_scores(Visit visit) {
 #pragma unroll
-  for (int n = 0; n < Pages; ++n)
+  for (int i = 0; i < kRows; ++i)
 #pragma unroll
-    for (int i = 0; i < kRows; ++i)
+    for (int h = 0; h < 2; ++h)
 #pragma unroll
-      for (int h = 0; h < 2; ++h)
-#pragma unroll
-        for (int e = 0; e < Blocks; ++e) visit(n, i, h, e);
+      for (int e = 0; e < Blocks; ++e) visit(i, h, e);
 }
 
 // What a warp keeps of its current segment, by e.
@@ -114,12 +112,12 @@ KVPLAN_DEVICE void load_norms(float (&x)[8], std::uint32_t at, int bytes) {
   }
 }
 
-// Adds q . R_t mu to the scores of pages; `phases`: of each page's first position, at a shared
-// address. For t = t_p + j the sum over frequencies f is cos(w_f j) x_f + sin(w_f j) y_f with (x,
-// y) the coefficients turned to the page's first position.
-template <int Pages, int Blocks>
-KVPLAN_DEVICE void add_centre(Scores<Pages, Blocks>& s, const AttentionView& v,
-                              const Work<Blocks>& work, std::uint32_t phases) {
+// Adds q . R_t mu to the scores of a page; `phases`: of its first position, at a shared address.
+// For t = t_p + j the sum over frequencies f is cos(w_f j) x_f + sin(w_f j) y_f with (x, y) the
+// coefficients turned to the page's first position.
+template <int Blocks>
+KVPLAN_DEVICE void add_centre(Scores<Blocks>& s, const AttentionView& v, const Work<Blocks>& work,
+                              std::uint32_t phases) {
   constexpr int kKept = 4 * Blocks;
   const int g = lane() >> 2, t = lane() & 3;
   const bool used = Blocks == 2 || g % 2 == 0;  // whether the lane's matrix column is a column
@@ -128,48 +126,40 @@ KVPLAN_DEVICE void add_centre(Scores<Pages, Blocks>& s, const AttentionView& v,
   const std::uint32_t low_tile =
       static_cast<std::uint32_t>(v.layer.shared.rotary_tile_low) + 16 * lane();
   const bool split = v.layer.shared.rotary_tile_low != 0;
-  const std::uint32_t page_bytes = 128 * static_cast<std::uint32_t>(v.layer.phase_steps);
   const float2* centre = work.centre + 2 * (t * kKept + column);
   phases += 16 * t;
-  float d[Pages][kRows][4] = {};
+  float d[kRows][4] = {};
 #pragma unroll 1
   for (int step = 0; step < v.layer.phase_steps; ++step) {
     float2 z[2] = {centre[8 * step * kKept], centre[8 * step * kKept + 1]};
     if (!used) z[0] = z[1] = {0, 0};
-    std::uint32_t b[Pages][2], rest[Pages][2], small[Pages][2];
+    std::uint32_t b[2], rest[2], small[2];
 #pragma unroll
-    for (int n = 0; n < Pages; ++n)
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        const uint2 bits = load_shared2(phases + n * page_bytes + 128 * step + 8 * k);
-        const float cosine = float_of_bits(bits.x), sine = float_of_bits(bits.y);
-        const float x = fused(z[k].x, cosine, -z[k].y * sine);
-        const float y = -fused(z[k].x, sine, z[k].y * cosine);
-        b[n][k] = pack_halves(x, y);
-        if (split) {
-          rest[n][k] = pack_halves(x - low_half(b[n][k]), y - high_half(b[n][k]));
-          small[n][k] = pack_halves(x / kLowScale, y / kLowScale);
-        }
+    for (int k = 0; k < 2; ++k) {
+      const uint2 bits = load_shared2(phases + 128 * step + 8 * k);
+      const float cosine = float_of_bits(bits.x), sine = float_of_bits(bits.y);
+      const float x = fused(z[k].x, cosine, -z[k].y * sine);
+      const float y = -fused(z[k].x, sine, z[k].y * cosine);
+      b[k] = pack_halves(x, y);
+      if (split) {
+        rest[k] = pack_halves(x - low_half(b[k]), y - high_half(b[k]));
+        small[k] = pack_halves(x / kLowScale, y / kLowScale);
       }
+    }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const std::uint32_t at = static_cast<std::uint32_t>(step * kRows + i) * 16 * kLanes;
       const uint4 w = load_shared4(tile + at);
       const std::uint32_t a[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-      for (int n = 0; n < Pages; ++n) mma(d[n][i], a, b[n][0], b[n][1]);
+      mma(d[i], a, b[0], b[1]);
       if (!split) continue;
       const uint4 lw = load_shared4(low_tile + at);
       const std::uint32_t low[4] = {lw.x, lw.y, lw.z, lw.w};
-#pragma unroll
-      for (int n = 0; n < Pages; ++n) {
-        mma(d[n][i], a, rest[n][0], rest[n][1]);
-        mma(d[n][i], low, small[n][0], small[n][1]);
-      }
+      mma(d[i], a, rest[0], rest[1]);
+      mma(d[i], low, small[0], small[1]);
     }
   }
-  for_scores<Pages, Blocks>(
-      [&](int n, int i, int h, int e) { s[n][i][h][e] += d[n][i][2 * h + e]; });
+  for_scores<Blocks>([&](int i, int h, int e) { s[i][h][e] += d[i][2 * h + e]; });
 }
 
 // Position of the query of column t + 4e, the last it may read.
@@ -179,33 +169,33 @@ KVPLAN_DEVICE int query_position(const AttentionView& v, const Work<Blocks>& wor
   return work.first_query + column / v.queries_per_kv;
 }
 
-template <int Pages, int Blocks>
-KVPLAN_DEVICE void cap(Scores<Pages, Blocks>& s, float soft_cap) {
+template <int Blocks>
+KVPLAN_DEVICE void cap(Scores<Blocks>& s, float soft_cap) {
   const float top = soft_cap * kLog2e, slope = 2 * kLog2e * reciprocal_fast(top);
-  for_scores<Pages, Blocks>([&](int n, int i, int h, int e) {
-    float& x = s[n][i][h][e];
+  for_scores<Blocks>([&](int i, int h, int e) {
+    float& x = s[i][h][e];
     x = top - 2 * top * reciprocal_fast(exp2_fast(x * slope) + 1);
   });
 }
 
-// -infinity for what a query must not read: tokens from `tokens` on, later positions, positions
-// before its window. `first`: position of the first token.
-template <int Pages, int Blocks>
-KVPLAN_DEVICE void mask(Scores<Pages, Blocks>& s, const AttentionView& v, const Work<Blocks>& work,
-                        int first, int tokens) {
+// -infinity for what a query must not read: later positions, positions before its window. `first`:
+// position of the page's first token.
+template <int Blocks>
+KVPLAN_DEVICE void mask(Scores<Blocks>& s, const AttentionView& v, const Work<Blocks>& work,
+                        int first) {
   // Tokens from .. until - 1.
   int from[Blocks], until[Blocks];
 #pragma unroll
   for (int e = 0; e < Blocks; ++e) {
     const int last = query_position(v, work, e);
-    until[e] = last - first + 1 < tokens ? last - first + 1 : tokens;
+    until[e] = last - first + 1;
     from[e] = v.window > 0 && last + 1 - v.window > first
                   ? static_cast<int>(last + 1 - v.window) - first
                   : 0;
   }
-  for_scores<Pages, Blocks>([&](int n, int i, int h, int e) {
-    const int token = n * quant::kPageTokens + 16 * i + 8 * h + (lane() >> 2);
-    if (token >= until[e] || token < from[e]) s[n][i][h][e] = -INFINITY;
+  for_scores<Blocks>([&](int i, int h, int e) {
+    const int token = 16 * i + 8 * h + (lane() >> 2);
+    if (token >= until[e] || token < from[e]) s[i][h][e] = -INFINITY;
   });
 }
 
@@ -225,16 +215,15 @@ KVPLAN_DEVICE void scale_output(const Work<Blocks>& work, int tiles,
   }
 }
 
-template <int Pages, int Blocks>
-KVPLAN_DEVICE void largest(const Scores<Pages, Blocks>& s, float (&top)[Blocks]) {
+template <int Blocks>
+KVPLAN_DEVICE void largest(const Scores<Blocks>& s, float (&top)[Blocks]) {
   // Rows side by side.
   float tops[kRows][Blocks];
 #pragma unroll
   for (int i = 0; i < kRows; ++i)
 #pragma unroll
-    for (int e = 0; e < Blocks; ++e) tops[i][e] = s[0][i][0][e];
-  for_scores<Pages, Blocks>(
-      [&](int n, int i, int h, int e) { tops[i][e] = fmaxf(tops[i][e], s[n][i][h][e]); });
+    for (int e = 0; e < Blocks; ++e) tops[i][e] = s[i][0][e];
+  for_scores<Blocks>([&](int i, int h, int e) { tops[i][e] = fmaxf(tops[i][e], s[i][h][e]); });
 #pragma unroll
   for (int e = 0; e < Blocks; ++e)
     top[e] = fmaxf(fmaxf(tops[0][e], tops[1][e]), fmaxf(tops[2][e], tops[3][e]));
@@ -243,11 +232,11 @@ KVPLAN_DEVICE void largest(const Scores<Pages, Blocks>& s, float (&top)[Blocks])
 // Lets the maxima follow the scores, masses the maxima, and outputs too: scale_outputs(factors)
 // multiplies them. Scores become differences to the maxima. `above`: they are that already
 // (Running::started).
-template <int Pages, int Blocks, class Scale>
-KVPLAN_DEVICE void follow_maximum(Running<Blocks>& r, Scores<Pages, Blocks>& s, bool above,
+template <int Blocks, class Scale>
+KVPLAN_DEVICE void follow_maximum(Running<Blocks>& r, Scores<Blocks>& s, bool above,
                                   Scale scale_outputs) {
   float top[Blocks], base[Blocks];
-  largest<Pages, Blocks>(s, top);
+  largest<Blocks>(s, top);
   bool grown = false;
 #pragma unroll
   for (int e = 0; e < Blocks; ++e) {
@@ -269,9 +258,9 @@ KVPLAN_DEVICE void follow_maximum(Running<Blocks>& r, Scores<Pages, Blocks>& s, 
       r.norms[e] *= factor[e];
     }
     scale_outputs(factor);
-    for_scores<Pages, Blocks>([&](int n, int i, int h, int e) { s[n][i][h][e] -= base[e]; });
+    for_scores<Blocks>([&](int i, int h, int e) { s[i][h][e] -= base[e]; });
   } else if (!above) [[unlikely]] {
-    for_scores<Pages, Blocks>([&](int n, int i, int h, int e) { s[n][i][h][e] -= base[e]; });
+    for_scores<Blocks>([&](int i, int h, int e) { s[i][h][e] -= base[e]; });
   }
   if (r.started) return;
   bool missing = false;
@@ -281,12 +270,12 @@ KVPLAN_DEVICE void follow_maximum(Running<Blocks>& r, Scores<Pages, Blocks>& s, 
 }
 
 // Differences to the maxima become probabilities 2^s, added to the masses.
-template <int Pages, int Blocks>
-KVPLAN_DEVICE void exponentiate(Scores<Pages, Blocks>& s, Running<Blocks>& r) {
+template <int Blocks>
+KVPLAN_DEVICE void exponentiate(Scores<Blocks>& s, Running<Blocks>& r) {
   float sums[kRows][Blocks] = {};
-  for_scores<Pages, Blocks>([&](int n, int i, int h, int e) {
-    s[n][i][h][e] = exp2_fast(s[n][i][h][e]);
-    sums[i][e] += s[n][i][h][e];
+  for_scores<Blocks>([&](int i, int h, int e) {
+    s[i][h][e] = exp2_fast(s[i][h][e]);
+    sums[i][e] += s[i][h][e];
   });
 #pragma unroll
   for (int e = 0; e < Blocks; ++e) r.l[e] += (sums[0][e] + sums[1][e]) + (sums[2][e] + sums[3][e]);
@@ -294,11 +283,11 @@ KVPLAN_DEVICE void exponentiate(Scores<Pages, Blocks>& s, Running<Blocks>& r) {
 
 // By what the weights of tokens are multiplied so that the largest of a column is `top`; weights
 // times factor times `unit` are what they were.
-template <int Pages, int Blocks>
-KVPLAN_DEVICE void measure_weights(const Scores<Pages, Blocks>& w, float top,
-                                   float (&factor)[Blocks], float (&unit)[Blocks]) {
+template <int Blocks>
+KVPLAN_DEVICE void measure_weights(const Scores<Blocks>& w, float top, float (&factor)[Blocks],
+                                   float (&unit)[Blocks]) {
   float most[Blocks];
-  largest<Pages, Blocks>(w, most);
+  largest<Blocks>(w, most);
 #pragma unroll
   for (int e = 0; e < Blocks; ++e) {
 #pragma unroll
@@ -312,39 +301,33 @@ KVPLAN_DEVICE void measure_weights(const Scores<Pages, Blocks>& w, float top,
 
 // Operand B of the products with bytes: weights 0..65535 as two unsigned bytes. Matrix column 2t
 // has the high ones of column t, 2t + 1 the low ones; row order as in tile_bytes.cuh.
-template <int Pages, int Blocks>
-using ByteWeights = std::uint32_t[Pages][kRows][Blocks];
+template <int Blocks>
+using ByteWeights = std::uint32_t[kRows][Blocks];
 inline constexpr float kTopByteWeight = 65000;
 
-template <int Pages, int Blocks>
-KVPLAN_DEVICE void make_byte_weights(ByteWeights<Pages, Blocks>& p, const Scores<Pages, Blocks>& w,
+template <int Blocks>
+KVPLAN_DEVICE void make_byte_weights(ByteWeights<Blocks>& p, const Scores<Blocks>& w,
                                      const float (&factor)[Blocks]) {
   constexpr float kRound = 8388608;  // 2^23: the float's low bits are the integer
 #pragma unroll
-  for (int n = 0; n < Pages; ++n)
+  for (int i = 0; i < kRows; ++i)
 #pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int e = 0; e < Blocks; ++e)
-        p[n][i][e] = transpose8x8(
-            select_bytes(bits_of_float(fused(w[n][i][0][e], factor[e], kRound)),
-                         bits_of_float(fused(w[n][i][1][e], factor[e], kRound)), 0x4051));
+    for (int e = 0; e < Blocks; ++e)
+      p[i][e] =
+          transpose8x8(select_bytes(bits_of_float(fused(w[i][0][e], factor[e], kRound)),
+                                    bits_of_float(fused(w[i][1][e], factor[e], kRound)), 0x4051));
 }
 
 // Operand B of mma.m16n8k16: matrix column 2t + e has column t + 4e.
-template <int Pages>
-using HalfWeights = std::uint32_t[Pages][kRows][2];
+using HalfWeights = std::uint32_t[kRows][2];
 
-template <int Pages, int Blocks>
-KVPLAN_DEVICE void make_half_weights(HalfWeights<Pages>& p, const Scores<Pages, Blocks>& w) {
+template <int Blocks>
+KVPLAN_DEVICE void make_half_weights(HalfWeights& p, const Scores<Blocks>& w) {
 #pragma unroll
-  for (int n = 0; n < Pages; ++n)
+  for (int i = 0; i < kRows; ++i)
 #pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-        p[n][i][h] =
-            transpose8x8(pack_halves(w[n][i][h][0], Blocks == 2 ? w[n][i][h][Blocks - 1] : 0.0f));
+    for (int h = 0; h < 2; ++h)
+      p[i][h] = transpose8x8(pack_halves(w[i][h][0], Blocks == 2 ? w[i][h][Blocks - 1] : 0.0f));
 }
 
 // Sums over the lanes that share columns.

@@ -16,7 +16,7 @@ namespace kvplan::kernels {
 template <int KeyWidth, int ValueWidth, int Tiles, int Blocks>
 class UniformPage {
  protected:
-  using PageScores = Scores<1, Blocks>;
+  using PageScores = Scores<Blocks>;
   using Query = std::uint32_t[Blocks];  // of a tile: uint2 of AttentionView, "Queries"
 
   KVPLAN_DEVICE UniformPage(const AttentionView& v, const Work<Blocks>& work, Running<Blocks>& r)
@@ -63,7 +63,7 @@ class UniformPage {
   }
 
   // o += values of tile j at `values` . weights.
-  KVPLAN_DEVICE void add_values(std::uint32_t values, int j, const ByteWeights<1, Blocks>& p,
+  KVPLAN_DEVICE void add_values(std::uint32_t values, int j, const ByteWeights<Blocks>& p,
                                 const float (&unit)[Blocks], float (&o)[2 * Blocks]) const {
     std::uint32_t w[ValueWidth], a[8];
     value_tile_.load(w, values + static_cast<std::uint32_t>(j) * (128 * ValueWidth));
@@ -71,8 +71,8 @@ class UniformPage {
 #pragma unroll
     for (int e = 0; e < Blocks; ++e) {
       int sums[4];
-      multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][0][e], p[0][1][e]);
-      mma_unsigned(sums, a[4], a[5], a[6], a[7], p[0][2][e], p[0][3][e]);
+      multiply_unsigned(sums, a[0], a[1], a[2], a[3], p[0][e], p[1][e]);
+      mma_unsigned(sums, a[4], a[5], a[6], a[7], p[2][e], p[3][e]);
 #pragma unroll
       for (int h = 0; h < 2; ++h)
         o[2 * e + h] = fused(digits(sums[2 * h], sums[2 * h + 1]), unit[e], o[2 * e + h]);
@@ -81,8 +81,8 @@ class UniformPage {
 
   // The sums become scores without norms.
   KVPLAN_DEVICE void take_scores(PageScores& s) {
-    for_scores<1, Blocks>([&](int n, int i, int h, int e) {
-      s[n][i][h][e] =
+    for_scores<Blocks>([&](int i, int h, int e) {
+      s[i][h][e] =
           fused(digits(sums_[e][i][2 * h], sums_[e][i][2 * h + 1]), work_.unit[e], work_.bias[e]);
     });
 #pragma unroll
@@ -101,18 +101,17 @@ class UniformPage {
     const bool whole = first + quant::kPageTokens - 1 <= work_.first_query && first >= work_.lowest;
     const bool plain = r_.started && whole && !v_.layer.k_mean && !(v_.soft_cap > 0);
     if (plain) {
-      for_scores<1, Blocks>([&](int n, int i, int h, int e) {
-        s[n][i][h][e] = fused(s[n][i][h][e], norms[2 * i + h], -r_.m[e]);
-      });
+      for_scores<Blocks>(
+          [&](int i, int h, int e) { s[i][h][e] = fused(s[i][h][e], norms[2 * i + h], -r_.m[e]); });
     } else {
-      for_scores<1, Blocks>([&](int n, int i, int h, int e) {
+      for_scores<Blocks>([&](int i, int h, int e) {
         const float constant = v_.layer.k_mean ? work_.constant[e] : 0;
-        s[n][i][h][e] = fused(s[n][i][h][e], norms[2 * i + h], constant);
+        s[i][h][e] = fused(s[i][h][e], norms[2 * i + h], constant);
       });
-      if (v_.soft_cap > 0) cap<1, Blocks>(s, v_.soft_cap);
-      if (!whole) mask<1, Blocks>(s, v_, work_, first, quant::kPageTokens);
+      if (v_.soft_cap > 0) cap<Blocks>(s, v_.soft_cap);
+      if (!whole) mask<Blocks>(s, v_, work_, first);
     }
-    follow_maximum<1, Blocks>(r_, s, plain, scale);
+    follow_maximum<Blocks>(r_, s, plain, scale);
   }
 
   // Probabilities become weights.
@@ -120,11 +119,11 @@ class UniformPage {
                            float (&unit)[Blocks]) {
     float norms[8];
     load_norms(norms, values + work_.value_norms, 2);
-    for_scores<1, Blocks>([&](int n, int i, int h, int e) {
-      s[n][i][h][e] *= norms[2 * i + h];
-      r_.norms[e] += s[n][i][h][e];
+    for_scores<Blocks>([&](int i, int h, int e) {
+      s[i][h][e] *= norms[2 * i + h];
+      r_.norms[e] += s[i][h][e];
     });
-    measure_weights<1, Blocks>(s, kTopByteWeight, factor, unit);
+    measure_weights<Blocks>(s, kTopByteWeight, factor, unit);
   }
 
   const AttentionView& v_;
@@ -163,10 +162,10 @@ class FewPages : UniformPage<KeyWidth, ValueWidth, Tiles, Blocks> {
       load_norms(norms, values + this->work_.key_norms, 2);
       this->relate(s, norms, first + page,
                    [&](const float(&by)[Blocks]) { scale_output<Blocks>(this->work_, Tiles, by); });
-      exponentiate<1, Blocks>(s, this->r_);
+      exponentiate<Blocks>(s, this->r_);
       this->weigh(s, values, factor, unit);
-      ByteWeights<1, Blocks> p;
-      make_byte_weights<1, Blocks>(p, s, factor);
+      ByteWeights<Blocks> p;
+      make_byte_weights<Blocks>(p, s, factor);
 #pragma unroll 1
       for (int j = 0; j < Tiles; ++j) {
         Output<Blocks>& to = this->work_.output[j * kLanes + lane()];
@@ -225,13 +224,13 @@ class ManyPages : UniformPage<KeyWidth, ValueWidth, Tiles, Blocks> {
         for (int k = 0; k < 2 * Blocks; ++k) output_[j].x[k] *= by[k / 2];
     });
     if constexpr (Tiles > 2) add_scores(keys, 2);
-    exponentiate<1, Blocks>(s, this->r_);
+    exponentiate<Blocks>(s, this->r_);
     this->weigh(s, values, factor, unit);
 #pragma unroll
     for (int j = 4; j < Tiles; j += 2) add_scores(keys, j);
     if (more) feed.done();
-    ByteWeights<1, Blocks> p;
-    make_byte_weights<1, Blocks>(p, s, factor);
+    ByteWeights<Blocks> p;
+    make_byte_weights<Blocks>(p, s, factor);
 #pragma unroll
     for (int j = 0; j < Tiles; ++j) this->add_values(values, j, p, unit, output_[j].x);
     feed.done();
