@@ -8,6 +8,7 @@
 #include "kernels/page_access.cuh"
 #include "kernels/page_words.cuh"
 #include "kernels/ptx.cuh"
+#include "kernels/trellis_encoder.cuh"
 #include "kernels/views.h"
 #include "quant/page_layout.h"
 #include "quant/transform_codec.h"
@@ -41,6 +42,9 @@ struct Workspace {
   float *levels, *boundaries;           // those of width b from index 2^b on
   quant::TileRun* runs;                 // as SideLayout::runs
   std::uint16_t* place;                 // [head_dim] row of x of a channel
+  // Where a head of the layer has a trellis:
+  float* error_weight;  // [coded] of its squared errors
+  std::byte* scratch;   // of the warps: TrellisScratch
 
   static constexpr std::size_t kSumsBytes = 4 * kParts * kPageTokens * sizeof(double);
   static constexpr std::size_t kLevels = 512;
@@ -56,13 +60,23 @@ struct Workspace {
     boundaries = levels + kLevels;
     runs = reinterpret_cast<quant::TileRun*>(boundaries + kLevels);
     place = reinterpret_cast<std::uint16_t*>(runs + quant::kMaxTileRuns);
+    scratch = memory + (bytes(head_dim) + 15) / 16 * 16;
+    error_weight = reinterpret_cast<float*>(scratch);
+    scratch += (head_dim * sizeof(float) + 15) / 16 * 16;
   }
   /// 57,264 with 128 channels: 4 blocks of a multiprocessor.
-  static std::size_t bytes(int head_dim) {
+  static constexpr std::size_t bytes(int head_dim) {
     const auto d = static_cast<std::size_t>(head_dim);
     return d * (kStride * sizeof(float) + sizeof(double) + sizeof(std::uint16_t)) +
            static_cast<std::size_t>(codes_offset(head_dim)) + kSumsBytes +
            2 * kLevels * sizeof(float) + quant::kMaxTileRuns * sizeof(quant::TileRun);
+  }
+  /// Where a head of the layer has a trellis.
+  static std::size_t bytes_with_trellis(int head_dim, int block_threads) {
+    const auto d = static_cast<std::size_t>(head_dim);
+    return (bytes(head_dim) + 15) / 16 * 16 + (d * sizeof(float) + 15) / 16 * 16 +
+           static_cast<std::size_t>(block_threads / quant::kWarpLanes *
+                                    TrellisScratch::bytes(head_dim));
   }
 };
 static_assert(kChunks * kChunk * kMaxThreads * sizeof(float) <=
@@ -384,8 +398,66 @@ KVPLAN_DEVICE void quantise_outliers(const quant::SideLayout& layout, const Work
   }
 }
 
+/// How many runs are no part of a trellis.
+template <bool Trellis>
+KVPLAN_DEVICE int scalar_runs(const quant::SideLayout& layout, const Workspace& w) {
+  int runs = layout.run_count;
+  if constexpr (Trellis)
+    while (runs > 0 && w.runs[runs - 1].code == quant::TileCode::kTrellis) --runs;
+  return runs;
+}
+
+/// The root mean square of a token's coordinates.
+KVPLAN_DEVICE double norm_of(const EncoderView& encoder, const Workspace& w, int token) {
+  return encoder.coded == 0 ? 0 : std::sqrt(total(w.sums[0], token) / encoder.coded);
+}
+KVPLAN_DEVICE float inverse_of(double norm) {
+  return norm > kSmallestNorm ? static_cast<float>(1 / norm) : 0;
+}
+
+/// Streams of the page's tokens, where their scalar codes would be, and their part of the sums. A
+/// warp takes one token at a time.
+KVPLAN_DEVICE void encode_streams(const LayerView& layer, const quant::SideLayout& layout,
+                                  const EncoderView& encoder, const Workspace& w, int side) {
+  const int first = scalar_runs<true>(layout, w);
+  if (first == layout.run_count) return;
+  const TrellisRuns trellis{w.runs + first, layout.run_count - first, layer.levels};
+  const TrellisScratch scratch(w.scratch + warp() * TrellisScratch::bytes(layer.head_dim),
+                               layer.head_dim);
+  const int begin = trellis.runs[0].coordinate;
+  TrellisEncoder nearest(trellis, w.error_weight + begin, scratch);
+  std::byte* const streams = w.codes + codes_offset(begin);
+  for (int token = warp(); token < kPageTokens; token += threads() / quant::kWarpLanes) {
+    const float inverse = inverse_of(norm_of(encoder, w, token));
+    const float* const y = w.x + begin * kStride + token;
+    nearest.encode(y, kStride, inverse);
+    double sums[3] = {};
+    for (int r = 0; r < trellis.count; ++r) {
+      const float* const values = trellis.values(trellis.runs[r]);
+      for (int i = trellis.begin(r) + lane(); i < trellis.end(r); i += quant::kWarpLanes) {
+        const double value = y[i * kStride] * inverse, level = values[scratch.states[i]];
+        const double weight = w.weight[begin + i];
+        sums[0] += weight * value * value;
+        sums[1] += weight * value * level;
+        sums[2] += weight * level * level;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 3; ++k) {
+      for (int step = 1; step < quant::kWarpLanes; step *= 2) sums[k] += shuffle_xor(sums[k], step);
+      if (lane() == 0) w.sums[1 + k][0][token] += sums[k];
+    }
+    for (int b = lane(); b < layout.stream_bytes; b += quant::kWarpLanes)
+      streams[quant::stream_byte(side == kKeys ? Side::kKey : Side::kValue, layout.stream_bytes,
+                                 token, b)] =
+          static_cast<std::byte>(stream_byte_of(trellis, scratch.states, b));
+    sync_warp();
+  }
+}
+
 /// Coordinates become codes; norms and scales of outliers go to the page. Thread `token` + 64 i
 /// works on a token.
+template <bool Trellis>
 KVPLAN_DEVICE void quantise(const LayerView& layer, const quant::SideLayout& layout,
                             const EncoderView& encoder, const Workspace& w, int side,
                             std::byte* page) {
@@ -401,24 +473,30 @@ KVPLAN_DEVICE void quantise(const LayerView& layer, const quant::SideLayout& lay
     w.sums[0][part][token] = squares;
   }
   sync_block();
-  const double norm = encoder.coded == 0 ? 0 : std::sqrt(total(w.sums[0], token) / encoder.coded);
-  const float inverse = norm > kSmallestNorm ? static_cast<float>(1 / norm) : 0;
+  const double norm = norm_of(encoder, w, token);
+  const float inverse = inverse_of(norm);
   for (int part = first; part < kParts; part += step)
-    quantise_part(w, layout.run_count, side, token, part, inverse);
+    quantise_part(w, scalar_runs<Trellis>(layout, w), side, token, part, inverse);
   if (layout.outliers > 0) quantise_outliers(layout, w, side, encoder.transformed, page);
   sync_block();
+  if constexpr (Trellis) {
+    encode_streams(layer, layout, encoder, w, side);
+    sync_block();
+  }
   if (first == 0)
     store_norm(layout, page, token,
                norm * scale_of(layer.scale_rule, total(w.sums[1], token), total(w.sums[2], token),
                                total(w.sums[3], token)));
 }
 
-/// Tiles from codes. A warp takes one at a time.
+/// Tiles from codes, by one warp each; streams.
+template <bool Trellis>
 KVPLAN_DEVICE void store_tiles(const quant::SideLayout& layout, const Workspace& w,
                                std::byte* page) {
   int tile = warp();
   for (int r = 0; r < layout.run_count + layout.outlier_runs; ++r) {
     const quant::TileRun run = w.runs[r];
+    if (Trellis && run.code == quant::TileCode::kTrellis) continue;
     const std::byte* const codes =
         w.codes + codes_offset(run.coordinate + (r < layout.run_count ? 0 : layout.coded));
     for (; tile < run.tiles; tile += threads() / quant::kWarpLanes) {
@@ -431,19 +509,33 @@ KVPLAN_DEVICE void store_tiles(const quant::SideLayout& layout, const Workspace&
     }
     tile -= run.tiles;
   }
+  if constexpr (Trellis) {
+    if (layout.stream_bytes == 0) return;
+    const int begin = w.runs[scalar_runs<true>(layout, w)].coordinate;
+    const auto* const from = reinterpret_cast<const uint4*>(w.codes + codes_offset(begin));
+    auto* const to = reinterpret_cast<uint4*>(page + layout.stream_offset);
+    const int count = kPageTokens * layout.stream_bytes / static_cast<int>(sizeof *to);
+    for (int i = thread(); i < count; i += threads()) to[i] = from[i];
+  }
 }
 
 /// What packing reads of the plan.
+template <bool Trellis>
 KVPLAN_DEVICE void load_tables(const LayerView& layer, const quant::SideLayout& layout,
                                const EncoderView& encoder, const Workspace& w) {
   for (int i = thread(); i < layer.head_dim; i += threads()) {
     const int channel =
         i < encoder.transformed ? encoder.channels[i] : encoder.outliers[i - encoder.transformed];
     w.place[channel] = static_cast<std::uint16_t>(i);
-    if (i < encoder.coded) w.weight[i] = encoder.weight[i];
+    if (i >= encoder.coded) continue;
+    w.weight[i] = encoder.weight[i];
+    if constexpr (Trellis)
+      w.error_weight[i] =
+          encoder.heaviest > 0 ? static_cast<float>(encoder.weight[i] / encoder.heaviest) : 1;
   }
   if (thread() < quant::kMaxTileRuns) w.runs[thread()] = layout.runs[thread()];
   for (int r = 0; r < layout.run_count; ++r) {
+    if (Trellis && layout.runs[r].code == quant::TileCode::kTrellis) break;
     const int table = layout.runs[r].table, count = 1 << layout.runs[r].width;
     for (int i = thread(); i < count; i += threads()) {
       w.levels[count + i] = layer.levels[table * 256 + i];
@@ -479,6 +571,7 @@ KVPLAN_DEVICE void store_halves(const LayerView& layer, const Job& job,
   }
 }
 
+template <bool Trellis>
 KVPLAN_DEVICE void pack_page(const LayerView& layer, const Job& job, int first_position,
                              std::byte* page) {
   const quant::SideLayout& layout = side_layout(layer, job.side, job.head);
@@ -486,7 +579,7 @@ KVPLAN_DEVICE void pack_page(const LayerView& layer, const Job& job, int first_p
   if (encoder.fp16 != 0) return store_halves(layer, job, layout, first_position, page);
   const Workspace w(layer.head_dim);
   for (int chunk = 0; chunk < kChunks - 1; ++chunk) copy_chunk(encoder, w, chunk, chunk);
-  load_tables(layer, layout, encoder, w);
+  load_tables<Trellis>(layer, layout, encoder, w);
   sync_block();
   const float* const means = job.side == kKeys ? layer.k_mean : layer.v_mean;
   const float* const mean = means == nullptr ? nullptr : means + job.head * layer.head_dim;
@@ -498,13 +591,14 @@ KVPLAN_DEVICE void pack_page(const LayerView& layer, const Job& job, int first_p
   }
   transform(encoder, w);
   sync_block();
-  quantise(layer, layout, encoder, w, job.side, page);
-  store_tiles(layout, w, page);
+  quantise<Trellis>(layer, layout, encoder, w, job.side, page);
+  store_tiles<Trellis>(layout, w, page);
 }
 
 /// Block (page, group of jobs, sequence). Most steps fill no page. Blocks of the first page that
 /// fills, the only one with rows of the old open page, store plain rows behind it. Float products
 /// of a page: 64 * coded * transformed.
+template <bool Trellis>
 __global__ void __launch_bounds__(kMaxThreads, 2)
     append_kernel(const int share, const AppendView v) {
   let_next_kernel_start();
@@ -520,7 +614,8 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   const int number = v.batch.page_table[std::int64_t{sequence.slot} * v.batch.table_stride + page];
   for (int i = 0; i < jobs.count; ++i) {
     const Job job(v, sequence, jobs.first + i);
-    pack_page(v.layer, job, sinks + page * kPageTokens, page_of(v.layer, number, job.head));
+    pack_page<Trellis>(v.layer, job, sinks + page * kPageTokens,
+                       page_of(v.layer, number, job.head));
     sync_block();
   }
   if (block() == 0) store_rows(v, Sequence(v.batch, block_z()), Jobs(v, share), open);
@@ -539,11 +634,14 @@ cudaError_t append(const AppendView& view, cudaStream_t stream) {
       static_cast<int>(std::min<std::int64_t>((all + kMostBlocks - 1) / kMostBlocks, jobs));
   shape.blocks_y = (jobs + share - 1) / share;
   shape.threads = threads_of(view.layer.head_dim);
-  shape.shared_bytes = Workspace::bytes(view.layer.head_dim);
+  shape.shared_bytes = view.layer.trellis
+                           ? Workspace::bytes_with_trellis(view.layer.head_dim, shape.threads)
+                           : Workspace::bytes(view.layer.head_dim);
   shape.stream = stream;
   shape.overlap = true;
-  const cudaError_t allowed = allow_shared(append_kernel, shape.shared_bytes);
-  return allowed != cudaSuccess ? allowed : launch(append_kernel, shape, share, view);
+  const auto kernel = view.layer.trellis ? append_kernel<true> : append_kernel<false>;
+  const cudaError_t allowed = allow_shared(kernel, shape.shared_bytes);
+  return allowed != cudaSuccess ? allowed : launch(kernel, shape, share, view);
 }
 
 }  // namespace kvplan::kernels

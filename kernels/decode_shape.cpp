@@ -67,6 +67,7 @@ std::uint32_t tile_instructions(const quant::TileRun& run) {
   constexpr std::uint32_t kBytes[] = {0, 28, 28, 36, 52, 69, 120, 0, 26};
   constexpr std::uint32_t kTables[] = {0, 0, 95, 70, 65, 135, 135, 135, 125};
   if (run.code == quant::TileCode::kHalf) return run.half != 0 ? 70 : 30;
+  if (run.code == quant::TileCode::kTrellis) return run.half != 0 ? 100 : 160;
   const std::uint32_t full = (run.code == quant::TileCode::kBytes ? kBytes : kTables)[run.width];
   return run.half != 0 ? full / 2 + 20 : full;
 }
@@ -154,8 +155,9 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     for (const quant::SideLayout* side : {&head.k, &head.v})
       for (int i = 0; i < side->run_count + side->outlier_runs; ++i) {
         const quant::TileRun& run = side->runs[i];
-        if (run.code != quant::TileCode::kTable) continue;
-        shape.shared.table_width[run.table] = run.width;
+        const bool trellis = run.code == quant::TileCode::kTrellis;
+        if (run.code != quant::TileCode::kTable && !trellis) continue;
+        shape.shared.table_width[run.table] = trellis ? kStateBits : run.width;
         if (std::find(tables.begin(), tables.end(), run.table) == tables.end())
           tables.push_back(run.table);
       }

@@ -8,6 +8,7 @@
 #include "kernels/scores.cuh"
 #include "kernels/tile_bytes.cuh"
 #include "kernels/tile_codes.cuh"
+#include "kernels/trellis_codes.cuh"
 #include "kernels/views.h"
 
 namespace kvplan::kernels {
@@ -104,9 +105,6 @@ KVPLAN_DEVICE void add_byte_values(Output<Blocks>* output, const Tile& tile, std
   }
 }
 
-// Sums of products in fp16: matrix column 2t + e has column t + 4e.
-using HalfSums = float[kRows][4];
-
 // sums += keys . queries over a run of other tiles.
 KVPLAN_DEVICE void score_halves(HalfSums& sums, const RunEntry& run, std::uint32_t at,
                                 const uint2* query) {
@@ -146,12 +144,7 @@ KVPLAN_DEVICE void add_half_values(Output<Blocks>* output, const RunEntry& run, 
                   tile.template operand<true>(w, i, a);
                   mma(i % 2 == 0 ? even : odd, a, p[i][0], p[i][1]);
                 }
-                Output<Blocks>& o = output[j * kLanes + lane()];
-#pragma unroll
-                for (int k = 0; k < 2 * Blocks; ++k) {
-                  const int from = 2 * (k % 2) + k / 2;
-                  o.x[k] = fused(even[from] + odd[from], unit[k / 2], o.x[k]);
-                }
+                add_output(output[j * kLanes + lane()], even, odd, unit);
               }
             });
 }
@@ -163,7 +156,8 @@ KVPLAN_DEVICE void with_bytes(const RunEntry& run, Visit visit) {
   with_byte_tile(run, run.kind >= kHalfKinds, run.kind % kOtherKinds, visit);
 }
 
-// Scores from runs of tiles of keys, without norms. `at` moves behind them.
+// Scores from runs of tiles of keys, without norms. `at` moves behind those that are stored as
+// tiles.
 template <int Blocks, bool OnlyBytes>
 KVPLAN_DEVICE void score_runs(Scores<Blocks>& s, const Work<Blocks>& work, int first, int end,
                               std::uint32_t& at, const uint2* query, bool with_bias) {
@@ -176,6 +170,8 @@ KVPLAN_DEVICE void score_runs(Scores<Blocks>& s, const Work<Blocks>& work, int f
       with_bytes(run, [&](const auto& tile) {
         score_bytes<Blocks>(sums, tile, at, run.bytes, run.tiles, query);
       });
+    else if (is_trellis(run))
+      score_trellis(halves, run, at, query);
     else
       score_halves(halves, run, at, query);
     at += std::uint32_t{run.bytes} * run.tiles;
@@ -210,6 +206,8 @@ KVPLAN_DEVICE void value_runs(Output<Blocks>* output, const Work<Blocks>& work, 
       with_bytes(run, [&](const auto& tile) {
         add_byte_values<Blocks>(output + lane(), tile, at, run.bytes, run.tiles, p, unit);
       });
+    else if (is_trellis(run))
+      add_trellis_values<Blocks>(output, run, at, halves, half_unit);
     else
       add_half_values<Blocks>(output, run, at, halves, half_unit);
     at += std::uint32_t{run.bytes} * run.tiles;

@@ -267,7 +267,7 @@ KVPLAN_DEVICE uint2 half_fragment(const AttentionView& v, const BlockMemory<Bloc
     const int at = row + k % 2 + 8 * (k / 2);
     x[k] = 0;
     if (plain.query == nullptr || at >= coordinates) continue;
-    if (code == quant::TileCode::kTable)
+    if (code == quant::TileCode::kTable || code == quant::TileCode::kTrellis)
       x[k] = memory.product(p, column)[coordinate + at];
     else
       x[k] = plain[code == quant::TileCode::kInteger ? outliers[coordinate + at] : coordinate + at];

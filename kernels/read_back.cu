@@ -57,6 +57,19 @@ KVPLAN_DEVICE float scale_of(const quant::SideLayout& layout, const Token& token
       token.page + layout.scale_offset)[quant::token_index(token.in_page)]);
 }
 
+/// The level of code `i` of a run of a trellis: its state is the 8 bits from the code on.
+KVPLAN_DEVICE float trellis_level(const quant::SideLayout& layout, const quant::TileRun& run,
+                                  int side, const Token& token, int i, const float* levels) {
+  const int bit = run.bit + i * run.width, bytes = layout.stream_bytes;
+  const auto byte = [&](int b) {
+    const std::size_t at =
+        quant::stream_byte(side == kKeys ? Side::kKey : Side::kValue, bytes, token.in_page, b);
+    return std::to_integer<std::uint32_t>(token.page[run.offset + at]);
+  };
+  const int first = bit / 8, second = first + 1 == bytes ? 0 : first + 1;
+  return levels[(byte(first) | byte(second) << 8) >> bit % 8 & 0xff];
+}
+
 /// Codes of packed tokens: level * norm to `columns`, outliers and fp16 heads to `direct`.
 KVPLAN_DEVICE void unpack(const ReadBackView& v, const quant::SideLayout& layout,
                           const std::int32_t* outliers, int head, const Product& product,
@@ -73,6 +86,11 @@ KVPLAN_DEVICE void unpack(const ReadBackView& v, const quant::SideLayout& layout
     const int size = quant::tile_coordinates(half_tile);
     const float* const levels = v.layer.levels + run.table * 256;
     for (int i = thread() / kTokens; i < run_coordinates(run); i += kProductThreads / kTokens) {
+      if (run.code == TileCode::kTrellis) {
+        product.columns[(run.coordinate + i) * kProductColumns + column] =
+            trellis_level(layout, run, v.side, token, i, levels) * norm;
+        continue;
+      }
       const std::byte* const tile =
           token.page + run.offset + i / size * quant::tile_bytes(run.width, half_tile);
       const std::uint32_t code = read_code(tile, v.side, run, {token.in_page, i % size});

@@ -330,6 +330,20 @@ KVPLAN_DEVICE void make_half_weights(HalfWeights& p, const Scores<Blocks>& w) {
       p[i][h] = transpose8x8(pack_halves(w[i][h][0], Blocks == 2 ? w[i][h][Blocks - 1] : 0.0f));
 }
 
+// Sums of products in fp16: matrix column 2t + e has column t + 4e.
+using HalfSums = float[kRows][4];
+
+// o += (even + odd) * unit, both as HalfSums.
+template <int Blocks>
+KVPLAN_DEVICE void add_output(Output<Blocks>& o, const float (&even)[4], const float (&odd)[4],
+                              const float (&unit)[Blocks]) {
+#pragma unroll
+  for (int k = 0; k < 2 * Blocks; ++k) {
+    const int from = 2 * (k % 2) + k / 2;
+    o.x[k] = fused(even[from] + odd[from], unit[k / 2], o.x[k]);
+  }
+}
+
 // Sums over the lanes that share columns.
 template <int Blocks>
 KVPLAN_DEVICE void reduce_masses(Running<Blocks>& r) {

@@ -97,7 +97,10 @@ void write_runs(const quant::LayerFormat& format, const quant::LayerBuffers& byt
       for (int i = 0; i < side->run_count + side->outlier_runs; ++i, ++next) {
         const quant::TileRun& run = side->runs[i];
         next->table = run.table;
-        next->bytes = static_cast<std::uint16_t>(quant::tile_bytes(run.width, run.half != 0));
+        if (run.code != quant::TileCode::kTrellis)
+          next->bytes = static_cast<std::uint16_t>(quant::tile_bytes(run.width, run.half != 0));
+        next->bit = run.bit;
+        next->stream_bytes = static_cast<std::uint16_t>(side->stream_bytes);
         next->kind = tile_kind(run);
         next->tiles = static_cast<std::uint8_t>(run.tiles);
         if (run.code == quant::TileCode::kBytes)
@@ -159,6 +162,9 @@ void write_encoders(const quant::LayerFormat& format, const quant::LayerBuffers&
     encoder.transformed = head.transformed();
     encoder.coded = head.coded();
     encoder.magnitude = common_magnitude(head.analysis);
+    for (const quant::CodeRun& run : head.runs)
+      for (int i = run.begin; run.trellis() && i < run.end; ++i)
+        encoder.heaviest = std::max(encoder.heaviest, head.weight[size(i)]);
   });
   const auto channels = image.take(bytes.channels, device_channels);
   auto encoder = encoders.begin();
@@ -185,18 +191,37 @@ void write_encoders(const quant::LayerFormat& format, const quant::LayerBuffers&
   std::ranges::copy(encoders, image.take(bytes.encoders, view.encoders).begin());
 }
 
-/// Calls set(head, channel, storage coordinate, value) for the synthesis matrices of a side; fp16
-/// heads have the unit matrix.
+/// By storage coordinate of a head of `side`: the row that it has in the operands of its tiles.
+std::vector<std::size_t> operand_rows(const quant::SideLayout& layout, Side side, std::size_t d) {
+  std::vector<std::size_t> rows(d);
+  for (std::size_t i = 0; i < d; ++i) rows[i] = i;
+  for (int r = 0; r < layout.run_count; ++r) {
+    const quant::TileRun& run = layout.runs[r];
+    if (run.code != quant::TileCode::kTrellis || run.half != 0) continue;
+    for (int i = 0; i < run.tiles * quant::kTileCoordinates; ++i) {
+      const int position = i % quant::kTileCoordinates;
+      rows[size(run.coordinate + i)] =
+          size(run.coordinate + i - position + trellis_row(side, position));
+    }
+  }
+  return rows;
+}
+
+/// Calls set(head, channel, storage coordinate, its row in operands, value) for the synthesis
+/// matrices of a side; fp16 heads have the unit matrix.
 template <class Set>
-void for_each_synthesis(const quant::TransformCodecSpec& spec, Set set) {
+void for_each_synthesis(const quant::LayerFormat& format, Side side, Set set) {
+  const quant::TransformCodecSpec& spec = side == Side::kKey ? format.k : format.v;
+  const std::size_t d = size(spec.geometry.head_dim);
   for (std::size_t h = 0; h < spec.heads.size(); ++h) {
     const quant::HeadTransform& head = spec.heads[h];
     if (head.fp16)
-      for (std::size_t i = 0; i < size(spec.geometry.head_dim); ++i) set(h, i, i, 1.0f);
+      for (std::size_t i = 0; i < d; ++i) set(h, i, i, i, 1.0f);
     const std::size_t coded = size(head.coded());
+    const std::vector<std::size_t> rows = operand_rows(format.heads[h].side(side), side, d);
     for (std::size_t j = 0; j < head.channels.size(); ++j)
       for (std::size_t i = 0; i < coded; ++i)
-        set(h, size(head.channels[j]), i, head.synthesis[j * coded + i]);
+        set(h, size(head.channels[j]), i, rows[i], head.synthesis[j * coded + i]);
   }
 }
 
@@ -346,6 +371,9 @@ StaticData make_static_data(const PlanBundle& bundle, std::span<const quant::Lay
     view.scale_rule = static_cast<int>(format.k.scale_rule);
     view.block_bytes = format.block_bytes;
     std::ranges::copy(format.heads, image.take(bytes.layouts, view.heads).begin());
+    view.trellis = std::ranges::any_of(format.heads, [](const quant::HeadLayout& head) {
+      return head.k.stream_bytes + head.v.stream_bytes > 0;
+    });
     write_runs(format, bytes, image, view);
     write_tables(format, bytes, image, view);
     write_encoders(format, bytes, image, view);
@@ -353,14 +381,18 @@ StaticData make_static_data(const PlanBundle& bundle, std::span<const quant::Lay
     const std::size_t d = size(view.head_dim);
     const auto k_synthesis = image.take(bytes.synthesis, view.synthesis[0]);
     std::vector<float> k_rows(k_synthesis.size());  // transposed
-    for_each_synthesis(format.k, [&](std::size_t h, std::size_t channel, std::size_t i, float a) {
-      k_synthesis[(h * d + channel) * d + i] = k_rows[(h * d + i) * d + channel] = a;
-    });
+    for_each_synthesis(
+        format, Side::kKey,
+        [&](std::size_t h, std::size_t channel, std::size_t i, std::size_t row, float a) {
+          k_synthesis[(h * d + channel) * d + i] = k_rows[(h * d + row) * d + channel] = a;
+        });
     const auto v_synthesis = image.take(bytes.synthesis, view.synthesis[1]);
-    for_each_synthesis(format.v, [&](std::size_t h, std::size_t channel, std::size_t i, float a) {
-      v_synthesis[(h * d + channel) * d + i] = a;
-    });
-    const std::vector<float> v_rows(v_synthesis.begin(), v_synthesis.end());
+    std::vector<float> v_rows(v_synthesis.size());
+    for_each_synthesis(
+        format, Side::kValue,
+        [&](std::size_t h, std::size_t channel, std::size_t i, std::size_t row, float a) {
+          v_synthesis[(h * d + channel) * d + i] = v_rows[(h * d + channel) * d + row] = a;
+        });
     const std::size_t coordinates = (d + kTileTokens - 1) / kTileTokens * kTileTokens;
     write_terms(format, coordinates, image.take(bytes.k_terms, view.k_terms));
     std::vector<float2> scales;

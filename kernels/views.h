@@ -68,26 +68,39 @@ struct EncoderView {
   const std::int32_t* outliers = nullptr;  // [SideLayout::outliers] ascending
   const float* analysis = nullptr;         // [n, c]: transposed; with a magnitude their signs, +-1
   const double* weight = nullptr;          // [c] of the scale rule
+  double heaviest = 0;                     // the largest weight in the trellis
 };
 
 /// A run of tiles, as a block keeps the lists of them in shared memory.
 struct alignas(16) RunEntry {
   std::uint16_t table;  // in memory its index, in shared memory its address >> kEntryShift
-  std::uint16_t bytes;  // of a tile
+  std::uint16_t bytes;  // of a tile; of a trellis 0: its tiles lie in the streams behind the others
   std::uint8_t kind;    // tile_kind
   std::uint8_t tiles;
-  std::uint8_t unused[10];
+  std::uint16_t bit, stream_bytes;  // kTrellis: TileRun::bit, SideLayout::stream_bytes
+  std::uint8_t unused[6];
   std::uint32_t levels[8];  // kBytes: the bytes of its table
 };
 
 /// One number for width, code and half of a run: kBytes has its width, the others more.
-inline constexpr int kIntegerKind = 32, kOtherKinds = 32, kHalfKinds = 64;
+inline constexpr int kIntegerKind = 32, kOtherKinds = 32, kTrellisKinds = 52, kHalfKinds = 64;
 constexpr std::uint8_t tile_kind(const quant::TileRun& run) {
   const int full = run.code == quant::TileCode::kBytes     ? run.width
                    : run.code == quant::TileCode::kInteger ? kIntegerKind
+                   : run.code == quant::TileCode::kTrellis ? kTrellisKinds + run.width
                                                            : kOtherKinds + run.width;
   return static_cast<std::uint8_t>(full + (run.half != 0 ? kHalfKinds : 0));
 }
+
+/// The row of a full tile's operands (of keys a column of operand A, of values a row) that the code
+/// at `position` of its 16 has in a trellis: a lane's codes are neighbours in a stream. In other
+/// tiles it is the position itself.
+constexpr int trellis_row(Side side, int position) {
+  return side == Side::kKey ? position / 4 * 2 + position % 2 + position % 4 / 2 * 8
+                            : position / 2 + position % 2 * 8;
+}
+/// Bits of an index into a trellis' table: the state.
+inline constexpr int kStateBits = 8;
 
 inline constexpr std::size_t kPageListBytes = 64;
 inline constexpr int kMostSlots = 8;  // of a ring of halves of pages
@@ -97,7 +110,7 @@ inline constexpr int kMostSlots = 8;  // of a ring of halves of pages
 struct SharedMap {
   std::int32_t tables = 0;                           // behind the last one there is
   std::int32_t table_address[kMaxLevelTables] = {};  // a multiple of the table's size; 0: not there
-  std::int32_t table_width[kMaxLevelTables] = {};    // bits of a code
+  std::int32_t table_width[kMaxLevelTables] = {};    // bits of an index: a code, a state
   std::int32_t rotary_tile = 0, rotary_tile_low = 0;  // 0: none
   std::int32_t round = 0;                             // Round
 
@@ -195,6 +208,7 @@ struct LayerView {
   SharedMap shared;
   std::size_t shared_bytes = 0;  // of a block of the decode kernel
   bool only_bytes = false;       // every run of tiles of every head is kBytes
+  bool trellis = false;          // some head has one
 };
 
 /// The batch of a step; entry i is one sequence. Device pointers.

@@ -27,7 +27,7 @@ inline constexpr int kPlainSpan = 32;
 /// Rotary pairs that one step of the centring product takes.
 inline constexpr int kPhasePairs = 8;
 /// sizeof(kernels::EncoderView) and sizeof(kernels::RunEntry), which kernels asserts.
-inline constexpr std::size_t kEncoderViewBytes = 48, kRunEntryBytes = 48;
+inline constexpr std::size_t kEncoderViewBytes = 56, kRunEntryBytes = 48;
 
 /// Runs of the head with the most of them, both sides together.
 std::size_t most_runs(const LayerFormat& format);

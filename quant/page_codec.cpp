@@ -102,11 +102,12 @@ void for_each_code(const SideLayout& layout, const TileRun& run, int tile, Side 
       visit(token, first + i, tile_place(side, token, i, run.half != 0));
 }
 
-/// Calls visit(run, tile, offset in the page) for all tiles.
+/// Calls visit(run, tile, offset in the page) for all tiles that are stored as such.
 template <class Visit>
 void for_each_tile(const SideLayout& layout, Visit visit) {
   for (int r = 0; r < layout.run_count + layout.outlier_runs; ++r) {
     const TileRun& run = layout.runs[r];
+    if (run.code == TileCode::kTrellis) continue;
     for (int tile = 0; tile < run.tiles; ++tile)
       visit(run, tile,
             run.offset + static_cast<std::size_t>(tile) * tile_bytes(run.width, run.half != 0));
@@ -119,6 +120,16 @@ std::size_t norm_offset(const SideLayout& layout, int token) {
 
 std::size_t scale_offset(const SideLayout& layout, int token) {
   return layout.scale_offset + token_index(token) * kScaleBytes;
+}
+
+/// Calls visit(byte of a page, byte of the token's row in the linear form) for a token's stream,
+/// the last bytes of the row.
+template <class Visit>
+void for_each_stream_byte(const SideLayout& layout, Side side, int token, Visit visit) {
+  const std::size_t begin = linear_bytes(layout) - static_cast<std::size_t>(layout.stream_bytes);
+  for (int i = 0; i < layout.stream_bytes; ++i)
+    visit(layout.stream_offset + stream_byte(side, layout.stream_bytes, token, i),
+          begin + static_cast<std::size_t>(i));
 }
 
 void check_sizes(const SideLayout& layout, std::size_t page, std::size_t token_stride,
@@ -134,6 +145,9 @@ void check_sizes(const SideLayout& layout, std::size_t page, std::size_t token_s
   for_each_tile(layout, [&](const TileRun& run, int, std::size_t offset) {
     end = std::max(end, offset + tile_bytes(run.width, run.half != 0));
   });
+  if (layout.stream_bytes > 0)
+    end = std::max<std::size_t>(
+        end, layout.stream_offset + kPageTokens * static_cast<std::size_t>(layout.stream_bytes));
   if (page < end)
     throw ArgumentError("a page of " + std::to_string(page) + " bytes was given for a layout of " +
                         std::to_string(end));
@@ -188,7 +202,8 @@ void to_page(const SideLayout& layout, Side side, std::span<const std::byte> lin
   PageCodes codes(layout);
   const auto norm_bytes = static_cast<std::size_t>(layout.norm_bytes);
   for (int token = 0; token < kPageTokens; ++token) {
-    const std::byte* from = linear.data() + static_cast<std::size_t>(token) * token_stride;
+    const std::byte* const row = linear.data() + static_cast<std::size_t>(token) * token_stride;
+    const std::byte* from = row;
     std::memcpy(page.data() + norm_offset(layout, token), from, norm_bytes);
     from += norm_bytes;
     if (layout.outliers > 0) {
@@ -199,11 +214,13 @@ void to_page(const SideLayout& layout, Side side, std::span<const std::byte> lin
             static_cast<std::uint16_t>(std::to_integer<unsigned>(*from++) ^ kIntegerOffset);
     }
     BitReader reader({from, linear.data() + linear.size()});
-    for (int r = 0; r < layout.run_count; ++r) {
+    for (int r = 0; r < layout.run_count && layout.runs[r].code != TileCode::kTrellis; ++r) {
       const TileRun& run = layout.runs[r];
       for (int i = 0; i < run.tiles * tile_coordinates(run.half != 0); ++i)
         codes.at(token, run.coordinate + i) = static_cast<std::uint16_t>(reader.get(run.width));
     }
+    for_each_stream_byte(layout, side, token,
+                         [&](std::size_t to, std::size_t at) { page[to] = row[at]; });
   }
   for_each_tile(layout, [&](const TileRun& run, int tile, std::size_t offset) {
     TileWords words(run);
@@ -240,11 +257,13 @@ void from_page(const SideLayout& layout, Side side, std::span<const std::byte> p
     }
     std::fill(to, row + token_bytes, std::byte{0});
     BitWriter writer({to, row + token_bytes});
-    for (int r = 0; r < layout.run_count; ++r) {
+    for (int r = 0; r < layout.run_count && layout.runs[r].code != TileCode::kTrellis; ++r) {
       const TileRun& run = layout.runs[r];
       for (int i = 0; i < run.tiles * tile_coordinates(run.half != 0); ++i)
         writer.put(codes.at(token, run.coordinate + i), run.width);
     }
+    for_each_stream_byte(layout, side, token,
+                         [&](std::size_t at, std::size_t byte) { row[byte] = page[at]; });
   }
 }
 

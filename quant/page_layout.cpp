@@ -64,6 +64,7 @@ class LayerBuilder {
     layout.coded = head.coded();
     layout.norm_bytes = spec.norm == NormFormat::kLog8 ? 1 : 2;
     for (const CodeRun& codes : head.runs) {
+      if (codes.trellis()) continue;
       if (codes.width == kSignWidth) require_mirrored(codes.levels);
       TileRun run;
       run.width = static_cast<std::uint8_t>(codes.width);
@@ -76,11 +77,32 @@ class LayerBuilder {
       }
       layout.run_count += add_runs(layout, run, codes.end - codes.begin, pointer + "widths");
     }
+    lay_streams(layout, head, pointer);
     layout.outliers = static_cast<std::int32_t>(head.outliers.size());
     TileRun run;
     run.code = TileCode::kInteger;
     run.width = kOutlierWidth;
     layout.outlier_runs = add_runs(layout, run, layout.outliers, pointer + "outliers");
+  }
+
+  /// The runs of the head's trellis, which are its last ones.
+  void lay_streams(SideLayout& layout, const HeadTransform& head, const std::string& pointer) {
+    int bits = 0;
+    const int first = layout.run_count;
+    for (const CodeRun& codes : head.runs) {
+      if (!codes.trellis()) continue;
+      TileRun run;
+      run.code = TileCode::kTrellis;
+      run.width = static_cast<std::uint8_t>(codes.width);
+      run.table = table_of(codes.levels, pointer + "widths");
+      run.coordinate = static_cast<std::uint16_t>(codes.begin);
+      run.bit = static_cast<std::uint16_t>(bits);
+      layout.run_count += add_runs(layout, run, codes.end - codes.begin, pointer + "widths");
+      bits += codes.width * (codes.end - codes.begin);
+    }
+    layout.stream_bytes = bits / 8;
+    layout.stream_offset = take(kPageTokens * static_cast<std::size_t>(layout.stream_bytes));
+    for (int r = first; r < layout.run_count; ++r) layout.runs[r].offset = layout.stream_offset;
   }
 
   /// Full tiles, then the half tile that is left; returns how many runs that takes.
@@ -92,16 +114,19 @@ class LayerBuilder {
                            std::to_string(coordinates));
     TileRun* const first = layout.runs + layout.run_count;
     TileRun* next = first;
+    const bool stored = run.code != TileCode::kTrellis;  // as tiles
     run.tiles = static_cast<std::uint16_t>(coordinates / kTileCoordinates);
     if (run.tiles > 0) {
-      run.offset = take(run.tiles * tile_bytes(run.width, false));
+      if (stored) run.offset = take(run.tiles * tile_bytes(run.width, false));
       *next++ = run;
     }
     if (coordinates % kTileCoordinates != 0) {
-      run.coordinate = static_cast<std::uint16_t>(run.coordinate + run.tiles * kTileCoordinates);
+      const int before = run.tiles * kTileCoordinates;
+      run.coordinate = static_cast<std::uint16_t>(run.coordinate + before);
+      if (!stored) run.bit = static_cast<std::uint16_t>(run.bit + before * run.width);
       run.tiles = 1;
       run.half = 1;
-      run.offset = take(tile_bytes(run.width, true));
+      if (stored) run.offset = take(tile_bytes(run.width, true));
       *next++ = run;
     }
     for (const TileRun* r = first; r != next; ++r) layout.tiles += r->tiles;

@@ -37,18 +37,21 @@ enum class TileCode : std::uint8_t {
   kBytes = 1,    // the same with levels (byte + byte_offset) * step: quant/byte_levels.h
   kHalf = 2,     // width 16: plain fp16 numbers
   kInteger = 3,  // outlier channels: code - 128, times the outlier scale of the token
+  kTrellis = 4,  // level = table[state], the 8 bits from the code on of the token's stream
 };
 
-/// Consecutive tiles of one width. A full tile takes 128 * width bytes, a half tile 64 * width.
+/// Consecutive tiles of one width. A full tile takes 128 * width bytes, a half tile 64 * width; of
+/// a trellis they lie in the side's streams.
 struct TileRun {
   TileCode code = TileCode::kTable;
   std::uint8_t width = 0;        // 1..8, 16
   std::uint8_t half = 0;         // 1: a single tile of 8 coordinates
-  std::uint8_t table = 0;        // index into LayerFormat::tables (kTable, kBytes)
+  std::uint8_t table = 0;        // index into LayerFormat::tables (kTable, kBytes, kTrellis)
   std::uint16_t tiles = 0;       // number of tiles
   std::uint16_t coordinate = 0;  // storage index of the first coordinate (kInteger: index into the
                                  // head's list of outlier channels)
-  std::uint32_t offset = 0;      // bytes from the start of the page
+  std::uint32_t offset = 0;      // bytes from the start of the page (kTrellis: of the streams)
+  std::uint16_t bit = 0;         // kTrellis: of the stream, where the run's first code begins
   float step = 0, byte_offset = 0;  // kBytes
   bool operator==(const TileRun&) const = default;
 };
@@ -56,19 +59,21 @@ struct TileRun {
 /// One side of one KV head. Runs of outliers follow those of the codes.
 struct SideLayout {
   TileRun runs[kMaxTileRuns];
-  std::int32_t run_count = 0;      // without outlier runs
-  std::int32_t outlier_runs = 0;   // runs[run_count .. run_count + outlier_runs)
-  std::int32_t tiles = 0;          // of all runs, half tiles and outlier tiles count as one each
-  std::int32_t coded = 0;          // coordinates of non-zero width (fp16: head_dim)
-  std::int32_t outliers = 0;       // channels
-  std::uint32_t norm_offset = 0;   // 64 norms, each at its token_index
-  std::uint32_t scale_offset = 0;  // 64 fp16 scales of the outliers in the same order
-  std::int32_t norm_bytes = 0;     // per token: 1 (log8), 2 (fp16), 0 (a head stored as fp16)
+  std::int32_t run_count = 0;       // without outlier runs
+  std::int32_t outlier_runs = 0;    // runs[run_count .. run_count + outlier_runs)
+  std::int32_t tiles = 0;           // of all runs, half tiles and outlier tiles count as one each
+  std::int32_t coded = 0;           // coordinates of non-zero width (fp16: head_dim)
+  std::int32_t outliers = 0;        // channels
+  std::int32_t stream_bytes = 0;    // of the trellis, per token; 0: no trellis
+  std::uint32_t stream_offset = 0;  // 64 streams, byte by byte as stream_byte() says
+  std::uint32_t norm_offset = 0;    // 64 norms, each at its token_index
+  std::uint32_t scale_offset = 0;   // 64 fp16 scales of the outliers in the same order
+  std::int32_t norm_bytes = 0;      // per token: 1 (log8), 2 (fp16), 0 (a head stored as fp16)
   bool operator==(const SideLayout&) const = default;
 };
 
-/// One KV head. Order in a page: K runs, V runs, K norms, V norms, K scales, V scales; each part
-/// starts on a multiple of its alignment (runs 16 bytes, norms 16, scales 16).
+/// One KV head. Order in a page: K runs, K streams, V runs, V streams, K norms, V norms, K scales,
+/// V scales; each part starts on a multiple of its alignment (runs 16 bytes, norms 16, scales 16).
 struct HeadLayout {
   SideLayout k, v;
   std::uint32_t page_bytes = 0;    // multiple of kPageAlignment
@@ -86,14 +91,15 @@ constexpr std::uint32_t key_tile_bytes(const HeadLayout& head) {
 /// hold block numbers.
 struct LayerFormat {
   std::vector<HeadLayout> heads;
-  std::vector<std::vector<float>> tables;  // [2^width] ascending levels; equal ones are stored once
+  // [2^width] ascending levels, of a trellis [256] by state; equal ones are stored once.
+  std::vector<std::vector<float>> tables;
   std::uint32_t block_bytes = 0;
   TransformCodecSpec k, v;  // transforms, runs with boundaries, scale rule, norm, means
 };
 
 /// The layout of every layer of a plan. InputError, with the field, for what pages cannot hold:
 /// codecs other than calibrated, rotated (scalar codes, one fp16 or log8 norm per vector, absmax
-/// outliers at 8 bits) and fp16; code tcq; levels of one bit other than -x and x; counts of
+/// outliers at 8 bits) and fp16; levels of one bit other than -x and x; counts of
 /// coordinates of a width that are no multiple of 8; page_tokens other than 64.
 std::vector<LayerFormat> page_format(const PlanBundle& bundle);
 
@@ -177,6 +183,24 @@ constexpr CodeParts code_parts(TileCode code_of_run, int width, bool half_tile, 
 constexpr std::uint32_t stored_code(TileCode code_of_run, int width, std::uint32_t code) {
   if (code_of_run != TileCode::kBytes || width < 5 || width > 6) return code;
   return (code >> (width - 1)) != 0 ? code : code ^ ((1u << (width - 1)) - 1);
+}
+
+/// Where a token is among the 64 of a word of the streams: those that a lane has in one row block
+/// of operand A (keys) or one step (values), four in a row (docs/formats/packing.md).
+constexpr std::size_t stream_index(Side side, int token) {
+  const int step = token / 16, row = token % 16;
+  return static_cast<std::size_t>(side == Side::kKey
+                                      ? step / 2 * 32 + row % 8 * 4 + step % 2 * 2 + row / 8
+                                      : step * 16 + row % 8 / 2 * 4 + row / 8 * 2 + row % 2);
+}
+/// Byte offset of byte `byte` of a token's stream in its side's streams: 32-bit words [word][64
+/// tokens], then what is left in planes of bytes [byte][64].
+constexpr std::size_t stream_byte(Side side, int stream_bytes, int token, int byte) {
+  const std::size_t index = stream_index(side, token);
+  if (byte < stream_bytes / 4 * 4)
+    return 4 * (static_cast<std::size_t>(byte / 4) * kPageTokens + index) +
+           static_cast<std::size_t>(byte % 4);
+  return static_cast<std::size_t>(byte) * kPageTokens + index;
 }
 
 /// Byte offset in a tile of word `word` of lane `lane`: 32-bit words in sections of 4, 2 and 1 per

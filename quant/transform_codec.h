@@ -46,10 +46,10 @@ struct TransformCodecSpec {
   NormFormat norm = NormFormat::kLog8;
 };
 
-/// The spec of one layer and side of a plan whose codec is calibrated, rotated or fp16 with scalar
-/// codes. InputError, naming the field, for everything that only other codecs can express: trellis
-/// and polar codes, sketches, norms of blocks, norm fp16_std, outlier channels other than absmax at
-/// 8 bits, KIVI, integers and block formats.
+/// The spec of one layer and side of a plan whose codec is calibrated (scalar or trellis codes),
+/// rotated (scalar codes) or fp16. InputError, naming the field, for everything that only other
+/// codecs can express: polar codes, sketches, norms of blocks, norm fp16_std, outlier channels
+/// other than absmax at 8 bits, KIVI, integers and block formats.
 TransformCodecSpec transform_spec(const PlanBundle& bundle, int layer, Side side);
 
 std::unique_ptr<Codec> make_transform_codec(TransformCodecSpec spec);

@@ -75,13 +75,12 @@ TransformCodecSpec fp16_spec(const PlanBundle& bundle, int layer, Side side) {
 
 TransformCodecSpec transform_spec(const PlanBundle& bundle, int layer, Side side) {
   const Plan& plan = bundle.plan;
-  if (plan.code == "tcq")
+  const bool trellis = plan.code == "tcq" && plan.codec == "calibrated";
+  if (plan.code != "scalar" && !trellis)
     throw InputError("plan.json", "/code",
-                     "the CUDA runtime and the paged cache read scalar codes; the tile order of "
-                     "trellis codes is not defined yet: plan with --code scalar");
-  if (plan.code != "scalar")
-    throw InputError("plan.json", "/code",
-                     "the CUDA runtime and the paged cache read scalar codes, found " + plan.code);
+                     "the CUDA runtime and the paged cache read scalar codes, and trellis codes of "
+                     "calibrated plans, found " +
+                         plan.code);
   if (plan.codec == "calibrated") return calibrated_spec(bundle, layer, side);
   if (plan.codec == "rotated") return rotated_spec(bundle, layer, side);
   if (plan.codec == "fp16") return fp16_spec(bundle, layer, side);

@@ -66,9 +66,10 @@ std::vector<int> any_widths(int groups) {
 }
 
 RC_GTEST_PROP(Pages, HoldTheLinearFormExactly, ()) {
-  constexpr int kGroups = 4;
-  const PlanBundle plan =
+  constexpr int kGroups = 6;
+  PlanBundle plan =
       testing::calibrated_plan(8 * kGroups, 8, {any_widths(kGroups)}, {any_widths(kGroups)});
+  if (*rc::gen::arbitrary<bool>()) plan = testing::with_trellis(plan);
   const auto format = page_format(plan);
   for (const Side side : kSides) {
     const HeadLayout& head = format[0].heads[0];

@@ -11,6 +11,7 @@
 #include "quant/codebook.h"
 #include "quant/codec.h"
 #include "quant/rotation.h"
+#include "quant/trellis.h"
 #include "tests/quant/codec_fixtures.h"
 
 namespace kvplan::quant::testing {
@@ -92,6 +93,16 @@ inline PlanBundle with_exact_levels(PlanBundle bundle) {
   return bundle;
 }
 
+/// The same plan with trellis codes where a head has enough coordinates of 1 to 4 bits.
+inline PlanBundle with_trellis(PlanBundle bundle) {
+  bundle.plan.code = "tcq";
+  for (int width = 1; width <= kMaxTrellisWidth; ++width) {
+    const auto& values = trellis_table(width).values;
+    bundle.tensors.trellis[width].assign(values.begin(), values.end());
+  }
+  return bundle;
+}
+
 /// A plan for each thing that a page can hold.
 inline std::vector<PagedPlan> paged_plans() {
   const auto with = [](PlanBundle bundle, auto change) {
@@ -147,6 +158,28 @@ inline std::vector<PagedPlan> paged_plans() {
            b.plan.norm = "fp16";
            b.plan.centre = false;
          });
+       }},
+      {"TrellisGroups16",
+       [] {
+         return with_trellis(
+             calibrated_plan(64, 16, {{6, 4, 2, 0}, {3, 2, 1, 1}}, {{2, 2, 2, 2}, {7, 4, 0, 0}}));
+       }},
+      {"TrellisGroups8",
+       [] {
+         return with_trellis(calibrated_plan(64, 8,
+                                             {{8, 7, 6, 5, 4, 3, 2, 1}, {2, 2, 2, 1, 1, 1, 0, 0}},
+                                             {{4, 4, 4, 3, 3, 3, 3, 0}, {5, 3, 2, 2, 2, 1, 1, 0}}));
+       }},
+      {"TrellisDim80NormFp16",
+       [with] {
+         return with(with_trellis(calibrated_plan(80, 8, {{6, 6, 6, 4, 3, 3, 2, 2, 2, 0}},
+                                                  {{16, 16, 16, 16, 16, 16, 16, 16, 16, 16}})),
+                     [](PlanBundle& b) { b.plan.norm = "fp16"; });
+       }},
+      {"TrellisDim128",
+       [] {
+         return with_trellis(
+             calibrated_plan(128, 16, {{6, 5, 4, 4, 3, 2, 2, 0}}, {{4, 3, 3, 3, 2, 2, 2, 1}}));
        }},
       {"Rotated2Haar", [] { return rotated_plan("turboquant:2", 64); }},
       {"Rotated2Uniform",

@@ -161,6 +161,25 @@ TEST(Tiles, GiveEveryCodeBitsOfItsOwn) {
         }
 }
 
+TEST(Streams, LieAsDerivedByHand) {
+  // Token 25 = 16 + 9: row block 1 of step 1, lane group 1 of keys; lane column 0 of values.
+  EXPECT_EQ(stream_index(Side::kKey, 25), 0u + 4 + 2 + 1);
+  EXPECT_EQ(stream_index(Side::kKey, 48), 32u + 2);
+  EXPECT_EQ(stream_index(Side::kValue, 25), 16u + 0 + 2 + 1);
+  EXPECT_EQ(stream_index(Side::kValue, 6), 12u);
+  // Streams of 14 bytes: three words, two planes of bytes.
+  EXPECT_EQ(stream_byte(Side::kKey, 14, 25, 6), 4u * (64 + 7) + 2);
+  EXPECT_EQ(stream_byte(Side::kKey, 14, 25, 13), 3u * 256 + 64 + 7);
+  for (const Side side : kSides)
+    for (const int bytes : {1, 2, 3, 4, 7, 24}) {
+      std::set<std::size_t> places;
+      for (int token = 0; token < kPageTokens; ++token)
+        for (int i = 0; i < bytes; ++i) places.insert(stream_byte(side, bytes, token, i));
+      EXPECT_EQ(places.size(), static_cast<std::size_t>(kPageTokens * bytes));
+      EXPECT_EQ(*places.rbegin(), static_cast<std::size_t>(kPageTokens * bytes - 1));
+    }
+}
+
 class PagedPlans : public ::testing::TestWithParam<PagedPlan> {};
 
 struct SideForm {
@@ -225,7 +244,7 @@ TEST_P(PagedPlans, HavePartsThatFollowEachOtherWithoutGaps) {
       EXPECT_EQ(head.page_bytes, kPageTokens * (linear_bytes(head.k) + linear_bytes(head.v)));
       std::size_t end = 0;
       for (const SideLayout* side : {&head.k, &head.v}) {
-        std::int32_t tiles = 0, coordinate = 0;
+        std::int32_t tiles = 0, coordinate = 0, stream_bits = 0;
         for (int r = 0; r < side->run_count + side->outlier_runs; ++r) {
           const TileRun& run = side->runs[r];
           if (r == side->run_count) coordinate = 0;
@@ -233,10 +252,19 @@ TEST_P(PagedPlans, HavePartsThatFollowEachOtherWithoutGaps) {
           EXPECT_EQ(run.coordinate, coordinate);
           EXPECT_EQ(run.code == TileCode::kInteger, r >= side->run_count);
           EXPECT_TRUE(run.half == 0 || run.tiles == 1);
-          end += run.tiles * tile_bytes(run.width, run.half != 0);
+          if (run.code == TileCode::kTrellis) {
+            EXPECT_EQ(run.bit, stream_bits);
+            EXPECT_EQ(run.offset, side->stream_offset);
+            stream_bits += run.tiles * run.width * tile_coordinates(run.half != 0);
+          } else {
+            EXPECT_EQ(stream_bits, 0);
+            end += run.tiles * tile_bytes(run.width, run.half != 0);
+          }
           coordinate += run.tiles * tile_coordinates(run.half != 0);
           tiles += run.tiles;
         }
+        EXPECT_EQ(8 * side->stream_bytes, stream_bits);
+        end += static_cast<std::size_t>(kPageTokens * side->stream_bytes);
         EXPECT_EQ(side->tiles, tiles);
         EXPECT_EQ(coordinate, side->outlier_runs > 0 ? side->outliers : side->coded);
       }
@@ -433,8 +461,10 @@ PlanBundle small_calibrated() { return calibrated_plan(64, 16, {{4, 3, 2, 0}}, {
 INSTANTIATE_TEST_SUITE_P(
     All, RefusedPlans,
     ::testing::Values(
-        Refusal{"Trellis",
-                [] { return changed(small_calibrated(), [](Plan& p) { p.code = "tcq"; }); },
+        Refusal{"TrellisOfRotatedPlan",
+                [] {
+                  return changed(rotated_plan("turboquant:3", 64), [](Plan& p) { p.code = "tcq"; });
+                },
                 "/code"},
         Refusal{"PageTokens",
                 [] { return changed(small_calibrated(), [](Plan& p) { p.page_tokens = 32; }); },
