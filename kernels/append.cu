@@ -634,12 +634,12 @@ cudaError_t append(const AppendView& view, cudaStream_t stream) {
       static_cast<int>(std::min<std::int64_t>((all + kMostBlocks - 1) / kMostBlocks, jobs));
   shape.blocks_y = (jobs + share - 1) / share;
   shape.threads = threads_of(view.layer.head_dim);
-  shape.shared_bytes = view.layer.trellis
+  shape.shared_bytes = has_trellis(view.layer.codes)
                            ? Workspace::bytes_with_trellis(view.layer.head_dim, shape.threads)
                            : Workspace::bytes(view.layer.head_dim);
   shape.stream = stream;
   shape.overlap = true;
-  const auto kernel = view.layer.trellis ? append_kernel<true> : append_kernel<false>;
+  const auto kernel = has_trellis(view.layer.codes) ? append_kernel<true> : append_kernel<false>;
   const cudaError_t allowed = allow_shared(kernel, shape.shared_bytes);
   return allowed != cudaSuccess ? allowed : launch(kernel, shape, share, view);
 }

@@ -158,7 +158,6 @@ void Cache::place_layers(const PlanBundle& bundle, const CachePlan& plan) {
     layer.mixed = plan.decode_shapes[l].mixed;
     layer.shared = plan.decode_shapes[l].shared;
     layer.shared_bytes = plan.decode_shapes[l].shared_bytes;
-    layer.only_bytes = has_only_bytes(plan.formats[l]);
   }
 }
 

@@ -9,45 +9,53 @@
 // in two columns of the matrix, so that four columns of a segment fill an mma. Scores, masses and
 // norms are float.
 //
-// Tiles whose levels are no bytes (tile_codes.cuh: tables off the grid, fp16, outliers) go through
-// fp16 mma in kernels of their own. Measurements and what was tried: docs/performance.md.
+// Tiles whose levels are no bytes (tile_codes.cuh: tables off the grid, fp16, outliers) and trellis
+// codes (trellis_codes.cuh) go through fp16 mma in kernels of their own. Measurements and what was
+// tried: docs/performance.md.
+
+#include <vector>
 
 #include "kernels/decode_kernel.cuh"
 #include "kernels/mixed_attention.cuh"
 #include "kernels/packed_attention.cuh"
+#include "kernels/trellis_kernels.h"
 #include "kernels/uniform_kernels.h"
 #include "kernels/views.h"
 
 namespace kvplan::kernels {
 namespace {
 
-// Of layers that are neither uniform nor mixed: [not only bytes][five to eight columns].
-constexpr DecodeKernel of_runs[2][2] = {
-    {decode_kernel<RunsPath<1, true>>, decode_kernel<RunsPath<2, true>>},
-    {decode_kernel<RunsPath<1, false>>, decode_kernel<RunsPath<2, false>>}};
-constexpr DecodeKernel kernels[] = {of_runs[0][0], of_runs[0][1], of_runs[1][0], of_runs[1][1],
-                                    decode_kernel<MixedPath>};
+// Of layers that are neither uniform nor mixed and have no trellis: [kOther][five to eight
+// columns].
+constexpr DecodeKernel of_runs[2][2] = {{decode_kernel<RunsPath<1, LayerCodes::kBytes>>,
+                                         decode_kernel<RunsPath<2, LayerCodes::kBytes>>},
+                                        {decode_kernel<RunsPath<1, LayerCodes::kOther>>,
+                                         decode_kernel<RunsPath<2, LayerCodes::kOther>>}};
 
 DecodeKernel kernel_of(const LayerView& layer, int columns) {
-  const bool wide = columns > kColumns / 2;
+  const int blocks = columns > kColumns / 2 ? 2 : 1;
   if (layer.uniform >= 0)
-    return wide ? uniform_kernel<2>(layer.uniform) : uniform_kernel<1>(layer.uniform);
+    return blocks == 2 ? uniform_kernel<2>(layer.uniform) : uniform_kernel<1>(layer.uniform);
   if (layer.mixed) return decode_kernel<MixedPath>;
-  return of_runs[layer.only_bytes ? 0 : 1][wide ? 1 : 0];
+  if (has_trellis(layer.codes)) return trellis_kernel(layer.codes, blocks);
+  return of_runs[layer.codes == LayerCodes::kOther ? 1 : 0][blocks - 1];
 }
 
 }  // namespace
 
 cudaError_t configure_decode(std::size_t shared_bytes) {
+  std::vector<DecodeKernel> kernels = {decode_kernel<MixedPath>};
+  for (const int blocks : {1, 2}) {
+    for (const auto& of_codes : of_runs) kernels.push_back(of_codes[blocks - 1]);
+    for (const LayerCodes codes : {LayerCodes::kTrellis, LayerCodes::kAny})
+      kernels.push_back(trellis_kernel(codes, blocks));
+    for (int kind = 0; kind < kUniformKinds; ++kind)
+      kernels.push_back(blocks == 2 ? uniform_kernel<2>(kind) : uniform_kernel<1>(kind));
+  }
   for (const DecodeKernel kernel : kernels) {
     const cudaError_t e = allow_shared(kernel, shared_bytes);
     if (e != cudaSuccess) return e;
   }
-  for (int i = 0; i < kUniformKinds; ++i)
-    for (const DecodeKernel kernel : {uniform_kernel<1>(i), uniform_kernel<2>(i)}) {
-      const cudaError_t e = allow_shared(kernel, shared_bytes);
-      if (e != cudaSuccess) return e;
-    }
   return cudaSuccess;
 }
 

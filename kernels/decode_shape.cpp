@@ -94,7 +94,7 @@ int uniform_kind(const quant::LayerFormat& format, int phase_steps) {
 
 /// Whether MixedPath attends to a layer.
 bool is_mixed(const quant::LayerFormat& format, int columns) {
-  if (columns > kColumns / 2 || !has_only_bytes(format)) return false;
+  if (columns > kColumns / 2 || layer_codes(format) != LayerCodes::kBytes) return false;
   const int norm_bytes = format.heads.front().k.norm_bytes;
   return norm_bytes > 0 && std::ranges::all_of(format.heads, [&](const quant::HeadLayout& head) {
            return head.k.norm_bytes == norm_bytes && head.v.norm_bytes == norm_bytes;
@@ -103,17 +103,22 @@ bool is_mixed(const quant::LayerFormat& format, int columns) {
 
 }  // namespace
 
-bool has_only_bytes(const quant::LayerFormat& format) {
+LayerCodes layer_codes(const quant::LayerFormat& format) {
+  bool trellis = false, other = false;
   for (const quant::HeadLayout& head : format.heads)
     for (const quant::SideLayout* side : {&head.k, &head.v})
-      for (int i = 0; i < side->run_count + side->outlier_runs; ++i)
-        if (side->runs[i].code != quant::TileCode::kBytes) return false;
-  return true;
+      for (int i = 0; i < side->run_count + side->outlier_runs; ++i) {
+        const quant::TileCode code = side->runs[i].code;
+        trellis = trellis || code == quant::TileCode::kTrellis;
+        other = other || (code != quant::TileCode::kTrellis && code != quant::TileCode::kBytes);
+      }
+  if (other) return trellis ? LayerCodes::kAny : LayerCodes::kOther;
+  return trellis ? LayerCodes::kTrellis : LayerCodes::kBytes;
 }
 
 WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps) {
   constexpr std::uint32_t kPage = 330, kRun = 10, kChunk = 600, kStart = 900;
-  const std::uint32_t rotary_step = has_only_bytes(format) ? 34 : 40;
+  const std::uint32_t rotary_step = layer_codes(format) == LayerCodes::kBytes ? 34 : 40;
   if (format.heads.size() > kMaxKvHeads)
     throw InternalError("the decode kernel serves at most " + std::to_string(kMaxKvHeads) +
                         " KV heads, found " + std::to_string(format.heads.size()));
@@ -218,7 +223,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
                feeds = all(feed_bytes);
     int pieces = kMaxPieces;
     for (; pieces > 0; --pieces) {
-      const ResultMemory results(head_dim, columns_kept, pieces, !has_only_bytes(format));
+      const ResultMemory results(head_dim, columns_kept, pieces, has_direct(layer_codes(format)));
       const int rows = pieces * columns_kept;
       const auto products = static_cast<std::size_t>(4 * rows * results.stride);
       const auto measures = static_cast<std::size_t>(8 * rows * (results.stride / 16));

@@ -149,6 +149,23 @@ KVPLAN_DEVICE void add_half_values(Output<Blocks>* output, const RunEntry& run, 
             });
 }
 
+// A run whose products are in fp16.
+template <LayerCodes Codes>
+KVPLAN_DEVICE void score_fp16(HalfSums& sums, const RunEntry& run, std::uint32_t at,
+                              const uint2* query) {
+  if constexpr (has_trellis(Codes))
+    if (!has_direct(Codes) || is_trellis(run)) return score_trellis(sums, run, at, query);
+  if constexpr (has_direct(Codes)) score_halves(sums, run, at, query);
+}
+template <int Blocks, LayerCodes Codes>
+KVPLAN_DEVICE void add_fp16_values(Output<Blocks>* output, const RunEntry& run, std::uint32_t at,
+                                   const HalfWeights& p, const float (&unit)[Blocks]) {
+  if constexpr (has_trellis(Codes))
+    if (!has_direct(Codes) || is_trellis(run))
+      return add_trellis_values<Blocks>(output, run, at, p, unit);
+  if constexpr (has_direct(Codes)) add_half_values<Blocks>(output, run, at, p, unit);
+}
+
 KVPLAN_DEVICE bool is_bytes(const RunEntry& run) { return run.kind % kHalfKinds < kOtherKinds; }
 
 template <class Visit>
@@ -158,7 +175,7 @@ KVPLAN_DEVICE void with_bytes(const RunEntry& run, Visit visit) {
 
 // Scores from runs of tiles of keys, without norms. `at` moves behind those that are stored as
 // tiles.
-template <int Blocks, bool OnlyBytes>
+template <int Blocks, LayerCodes Codes>
 KVPLAN_DEVICE void score_runs(Scores<Blocks>& s, const Work<Blocks>& work, int first, int end,
                               std::uint32_t& at, const uint2* query, bool with_bias) {
   ByteSums<Blocks> sums = {};
@@ -166,25 +183,24 @@ KVPLAN_DEVICE void score_runs(Scores<Blocks>& s, const Work<Blocks>& work, int f
 #pragma unroll 1
   for (int i = first; i < end; ++i) {
     const RunEntry& run = work.runs[i];
-    if (OnlyBytes || is_bytes(run))
+    if (Codes == LayerCodes::kBytes || is_bytes(run))
       with_bytes(run, [&](const auto& tile) {
         score_bytes<Blocks>(sums, tile, at, run.bytes, run.tiles, query);
       });
-    else if (is_trellis(run))
-      score_trellis(halves, run, at, query);
     else
-      score_halves(halves, run, at, query);
+      score_fp16<Codes>(halves, run, at, query);
     at += std::uint32_t{run.bytes} * run.tiles;
     query += run.tiles * kLanes;
   }
   for_scores<Blocks>([&](int i, int h, int e) {
-    const float other = (with_bias ? work.bias[e] : 0) + (OnlyBytes ? 0 : halves[i][2 * h + e]);
+    const float other =
+        (with_bias ? work.bias[e] : 0) + (Codes == LayerCodes::kBytes ? 0 : halves[i][2 * h + e]);
     s[i][h][e] = fused(digits(sums[e][i][2 * h], sums[e][i][2 * h + 1]), work.unit[e], other);
   });
 }
 
 // Outputs of runs of tiles; w: weights of the tokens.
-template <int Blocks, bool OnlyBytes>
+template <int Blocks, LayerCodes Codes>
 KVPLAN_DEVICE void value_runs(Output<Blocks>* output, const Work<Blocks>& work, int first, int end,
                               std::uint32_t& at, Scores<Blocks>& w) {
   float factor[Blocks], unit[Blocks], half_unit[Blocks];
@@ -192,7 +208,7 @@ KVPLAN_DEVICE void value_runs(Output<Blocks>* output, const Work<Blocks>& work, 
   ByteWeights<Blocks> p;
   make_byte_weights<Blocks>(p, w, factor);
   HalfWeights halves;
-  if constexpr (!OnlyBytes) {
+  if constexpr (Codes != LayerCodes::kBytes) {
     for_scores<Blocks>(
         [&](int i, int h, int e) { w[i][h][e] *= factor[e] * (1 / kTopByteWeight); });
 #pragma unroll
@@ -202,31 +218,29 @@ KVPLAN_DEVICE void value_runs(Output<Blocks>* output, const Work<Blocks>& work, 
 #pragma unroll 1
   for (int i = first; i < end; ++i) {
     const RunEntry& run = work.runs[i];
-    if (OnlyBytes || is_bytes(run))
+    if (Codes == LayerCodes::kBytes || is_bytes(run))
       with_bytes(run, [&](const auto& tile) {
         add_byte_values<Blocks>(output + lane(), tile, at, run.bytes, run.tiles, p, unit);
       });
-    else if (is_trellis(run))
-      add_trellis_values<Blocks>(output, run, at, halves, half_unit);
     else
-      add_half_values<Blocks>(output, run, at, halves, half_unit);
+      add_fp16_values<Blocks, Codes>(output, run, at, halves, half_unit);
     at += std::uint32_t{run.bytes} * run.tiles;
     output += run.tiles * kLanes;
   }
 }
 
 // The feed's next page; `page`: its index in the sequence.
-template <int Blocks, bool OnlyBytes>
+template <int Blocks, LayerCodes Codes>
 KVPLAN_DEVICE void attend_page(const AttentionView& v, const Work<Blocks>& work, PageFeed& feed,
                                Running<Blocks>& r, int page) {
   Scores<Blocks> s, outlier_scores = {};
   std::uint32_t at = feed.wait_keys();
-  score_runs<Blocks, OnlyBytes>(s, work, 0, work.key_runs, at, work.query, true);
+  score_runs<Blocks, Codes>(s, work, 0, work.key_runs, at, work.query, true);
   const int values = work.key_runs + work.key_outlier_runs;
-  if constexpr (!OnlyBytes) {
+  if constexpr (has_direct(Codes)) {
     // Outlier channels have a scale of their own per token, so sums of their own.
     if (work.key_outlier_runs > 0)
-      score_runs<Blocks, false>(outlier_scores, work, work.key_runs, values, at,
+      score_runs<Blocks, Codes>(outlier_scores, work, work.key_runs, values, at,
                                 work.query + work.key_tiles * kLanes, false);
   }
   const bool centred = v.layer.phase_steps > 0;
@@ -237,13 +251,14 @@ KVPLAN_DEVICE void attend_page(const AttentionView& v, const Work<Blocks>& work,
   load_norms(norms, half + work.key_norms, work.norm_bytes[0]);
   const int first = v.layer.sink_tokens + quant::kPageTokens * page;
   const bool whole = first + quant::kPageTokens - 1 <= work.first_query && first >= work.lowest;
-  const bool plain = OnlyBytes && r.started && whole && !v.layer.k_mean && !(v.soft_cap > 0);
+  const bool plain =
+      !has_direct(Codes) && r.started && whole && !v.layer.k_mean && !(v.soft_cap > 0);
   if (plain) {
     for_scores<Blocks>(
         [&](int i, int h, int e) { s[i][h][e] = fused(s[i][h][e], norms[2 * i + h], -r.m[e]); });
   } else {
     for_scores<Blocks>([&](int i, int h, int e) { s[i][h][e] *= norms[2 * i + h]; });
-    if constexpr (!OnlyBytes) {
+    if constexpr (has_direct(Codes)) {
       if (work.key_outlier_runs > 0) {
         load_norms(norms, half + work.key_scales, 2);
         for_scores<Blocks>([&](int i, int h, int e) {
@@ -263,7 +278,7 @@ KVPLAN_DEVICE void attend_page(const AttentionView& v, const Work<Blocks>& work,
     if (!whole) [[unlikely]]
       mask<Blocks>(s, v, work, first);
   }
-  const int tiles = work.value_tiles + (OnlyBytes ? 0 : work.value_outlier_tiles);
+  const int tiles = work.value_tiles + (has_direct(Codes) ? work.value_outlier_tiles : 0);
   follow_maximum<Blocks>(r, s, plain, [&](const float(&factor)[Blocks]) {
     scale_output<Blocks>(work, tiles, factor);
   });
@@ -276,12 +291,12 @@ KVPLAN_DEVICE void attend_page(const AttentionView& v, const Work<Blocks>& work,
     r.norms[e] += w[i][h][e];
   });
   const int outlier_values = values + work.value_runs;
-  value_runs<Blocks, OnlyBytes>(work.output, work, values, outlier_values, at, w);
-  if constexpr (!OnlyBytes) {
+  value_runs<Blocks, Codes>(work.output, work, values, outlier_values, at, w);
+  if constexpr (has_direct(Codes)) {
     if (work.value_outlier_runs > 0) {
       load_norms(norms, half + work.value_scales, 2);
       for_scores<Blocks>([&](int i, int h, int e) { s[i][h][e] *= norms[2 * i + h]; });
-      value_runs<Blocks, false>(work.output + work.value_tiles * kLanes, work, outlier_values,
+      value_runs<Blocks, Codes>(work.output + work.value_tiles * kLanes, work, outlier_values,
                                 outlier_values + work.value_outlier_runs, at, s);
     }
   }
@@ -289,7 +304,7 @@ KVPLAN_DEVICE void attend_page(const AttentionView& v, const Work<Blocks>& work,
 }
 
 // Any runs of tiles: the list of runs in shared memory says of which.
-template <int Blocks, bool OnlyBytes>
+template <int Blocks, LayerCodes Codes>
 struct RunsPath {
   static constexpr int kBlocks = Blocks, kWarps = kDecodeWarps;
   using Feed = PageFeed;
@@ -298,7 +313,7 @@ struct RunsPath {
     clear_output(work, work.value_tiles + work.value_outlier_tiles);
 #pragma unroll 1
     for (int page = first; page < first + count; ++page)
-      attend_page<Blocks, OnlyBytes>(v, work, feed, r, page);
+      attend_page<Blocks, Codes>(v, work, feed, r, page);
   }
 };
 

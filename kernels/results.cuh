@@ -59,7 +59,7 @@ struct Results {
   KVPLAN_DEVICE Results(const AttentionView& v, const BlockMemory<Blocks>& block_memory)
       : memory(block_memory),
         map(v.layer.head_dim, BlockMemory<Blocks>::kColumnsKept, memory.map.most_pieces,
-            !v.layer.only_bytes) {}
+            has_direct(v.layer.codes)) {}
 
   KVPLAN_DEVICE float* merged(int piece, int column) const {
     return row(map.merged, piece, column);
@@ -513,7 +513,7 @@ class OutputTransform {
       const int channel = first + 8 * h;
       if (channel >= d) continue;
       float x = factor * sums[2 * h], y = factor * sums[2 * h + 1];
-      if (!v_.layer.only_bytes) {
+      if (has_direct(v_.layer.codes)) {
         const float* const direct = results_.direct(column.piece, column.column) + channel;
         x += direct[0], y += direct[1];
       }
@@ -545,7 +545,7 @@ template <int Blocks>
 KVPLAN_DEVICE void leave_results(const AttentionView& v, const BlockMemory<Blocks>& memory) {
   Round& round = memory.round();
   const Results<Blocks> results(v, memory);
-  if (!v.layer.only_bytes) {
+  if (has_direct(v.layer.codes)) {
     clear_direct(results, round.count);
     sync_block();
   }

@@ -371,9 +371,7 @@ StaticData make_static_data(const PlanBundle& bundle, std::span<const quant::Lay
     view.scale_rule = static_cast<int>(format.k.scale_rule);
     view.block_bytes = format.block_bytes;
     std::ranges::copy(format.heads, image.take(bytes.layouts, view.heads).begin());
-    view.trellis = std::ranges::any_of(format.heads, [](const quant::HeadLayout& head) {
-      return head.k.stream_bytes + head.v.stream_bytes > 0;
-    });
+    view.codes = layer_codes(format);
     write_runs(format, bytes, image, view);
     write_tables(format, bytes, image, view);
     write_encoders(format, bytes, image, view);

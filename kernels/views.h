@@ -150,6 +150,22 @@ struct WorkCosts {
 /// From the instructions that the tiles of a head take. InternalError beyond kMaxKvHeads.
 WorkCosts work_costs(const quant::LayerFormat& format, int phase_steps);
 
+/// Which codes the runs of a layer have, and so what attention to its pages has to know.
+enum class LayerCodes : std::uint8_t {
+  kBytes,    // kBytes alone: no 16-bit arithmetic
+  kTrellis,  // kTrellis, and kBytes
+  kOther,    // anything but kTrellis
+  kAny,
+};
+/// Whether there are outputs that go through no transform: of fp16 heads and outlier channels.
+constexpr bool has_direct(LayerCodes codes) {
+  return codes == LayerCodes::kOther || codes == LayerCodes::kAny;
+}
+
+constexpr bool has_trellis(LayerCodes codes) {
+  return codes == LayerCodes::kTrellis || codes == LayerCodes::kAny;
+}
+
 /// A set of KV heads.
 struct HeadSet {
   std::uint32_t bits[kMaxKvHeads / 32] = {};
@@ -207,8 +223,7 @@ struct LayerView {
   bool mixed = false;  // MixedPath attends
   SharedMap shared;
   std::size_t shared_bytes = 0;  // of a block of the decode kernel
-  bool only_bytes = false;       // every run of tiles of every head is kBytes
-  bool trellis = false;          // some head has one
+  LayerCodes codes = LayerCodes::kAny;
 };
 
 /// The batch of a step; entry i is one sequence. Device pointers.
@@ -315,8 +330,7 @@ struct DecodeShape {
   std::size_t shared_bytes = 0;
   SharedMap shared;
 };
-/// Whether every run of tiles is kBytes: then no 16-bit arithmetic is needed.
-bool has_only_bytes(const quant::LayerFormat& format);
+LayerCodes layer_codes(const quant::LayerFormat& format);
 /// InternalError when not even one warp fits.
 DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int phase_steps,
                          bool split_tile, int columns, int multiprocessors);

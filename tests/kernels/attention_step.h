@@ -97,7 +97,6 @@ class AttentionOnLayer {
     view.layer.mixed = shape.mixed;
     view.layer.shared = shape.shared;
     view.layer.shared_bytes = shape.shared_bytes;
-    view.layer.only_bytes = has_only_bytes(layer_.format);
     view.batch = batch_.view;
     view.queries_per_kv = step_.queries_per_kv;
     view.column_blocks =

@@ -37,7 +37,7 @@ constexpr int kGrids[] = {1, 2, 3, 7, 40, 132, 256};
 
 void expect_right(AttentionOnLayer& attention, const AttentionResult& result) {
   const quant::LayerFormat& format = attention.layer().format;
-  const bool bytes = has_only_bytes(format) && !format.k.mean;
+  const bool bytes = layer_codes(format) == LayerCodes::kBytes && !format.k.mean;
   const AttentionError error = attention.error_of(result);
   const double sharp = attention.scale() * std::sqrt(attention.layer().view.head_dim);
   EXPECT_LE(error.out, kOutputTolerance * std::max(1.0, sharp));
@@ -483,12 +483,12 @@ void expect_room(const quant::LayerFormat& format, int head_dim) {
                map.warp_bytes);
       EXPECT_LE(std::max<std::int64_t>(value_tiles, plain_tiles(head_dim)) * 32 * kept / 2 * 4,
                 map.output_bytes);
-      const ResultMemory results(head_dim, kept, map.most_pieces, !has_only_bytes(format));
+      const ResultMemory results(head_dim, kept, map.most_pieces, has_direct(layer_codes(format)));
       EXPECT_LE(results.bytes, shape.block_warps * map.feed_bytes);
       in_order({{results.merged, 4 * map.most_pieces * kept * results.stride},
                 {results.plain, 4 * map.most_pieces * kept * results.stride},
                 {results.direct,
-                 has_only_bytes(format) ? 0 : 4 * map.most_pieces * kept * results.stride},
+                 has_direct(layer_codes(format)) ? 4 * map.most_pieces * kept * results.stride : 0},
                 {results.states, map.most_pieces * kColumns * 8},
                 {results.terms, map.most_pieces * kColumns * sizeof(ResultColumn)},
                 {results.slots, map.most_pieces * kMaxBlocks * 2},
