@@ -24,8 +24,8 @@ from decode_caches import (PAGE_TOKENS, Fp16Caches, PackedCache, Shape, random_v
                            rotations)
 from kvplan_runtime import Library
 
-PLANS = ("bits2", "bits3", "bits4", "bits8", "k4v2", "k3v2", "mixed8", "mixed16", "fp16")
-QUICK_PLANS = ("bits2", "bits3", "bits4", "bits8", "k4v2", "mixed8", "mixed16")
+PLANS = ("bits2", "bits3", "bits4", "bits8", "k4v2", "k3v2", "mixed8", "mixed16", "trellis8", "fp16")
+QUICK_PLANS = ("bits2", "bits3", "bits4", "bits8", "k4v2", "mixed8", "mixed16", "trellis8")
 HEADS = ((32, 8), (28, 4), (64, 8), (32, 32))
 TARGETS = [Shape(batch, context << 10, 32, 8, 128)
            for batch, context in ((64, 8), (16, 32), (1, 128), (1, 32), (16, 4), (1, 4))]

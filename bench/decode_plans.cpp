@@ -1,5 +1,6 @@
 // Writes the plans that bench/decode.py times, of one layer each: rotated codes of one width, fp16,
-// and mixed plans that the planner allocates from synthetic moments. Prints what they store.
+// and mixed plans that the planner allocates from synthetic moments, with scalar and with trellis
+// codes. Prints what they store.
 
 #include <charconv>
 #include <cmath>
@@ -159,8 +160,9 @@ Profile synthetic_profile(const ModelSpec& model, const std::vector<double>& inv
   return profile;
 }
 
-PlanBundle mixed_plan(const Profile& profile, int group_size) {
+PlanBundle mixed_plan(const Profile& profile, int group_size, const std::string& code = "scalar") {
   quant::FitOptions options;
+  options.code = code;
   options.context = kContext;
   options.group_size = group_size;
   options.threads = 0;
@@ -242,6 +244,7 @@ void write_plans(const Options& options) {
   const Profile profile = synthetic_profile(model, inv_freq);
   write(mixed_plan(profile, 8), options, "mixed8");
   write(mixed_plan(profile, 16), options, "mixed16");
+  write(mixed_plan(profile, 8, "tcq"), options, "trellis8");
 }
 
 int parse_count(std::string_view name, std::string_view text) {

@@ -18,7 +18,8 @@ LONG_ROW, LONG_FLOOR = ("1x32k 32/8 d128", "bits4"), 2.8
 APPEND_CEILING = 0.05
 
 NAMES = {"bits2": "2 bits", "bits3": "3 bits", "bits4": "4 bits", "bits8": "8 bits", "k4v2": "K 4, V 2 bits",
-         "k3v2": "K 3, V 2 bits", "mixed8": "mixed, groups of 8", "mixed16": "mixed, groups of 16", "fp16": "fp16"}
+         "k3v2": "K 3, V 2 bits", "mixed8": "mixed, groups of 8", "mixed16": "mixed, groups of 16",
+         "trellis8": "trellis, groups of 8", "fp16": "fp16"}
 
 
 def table(header, rows):

@@ -32,6 +32,14 @@ class SharedSpace {
     }
     return -1;
   }
+  /// -> address. InternalError when it does not fit.
+  std::int64_t require(std::size_t bytes, std::size_t alignment) {
+    const std::int64_t at = take(bytes, alignment);
+    if (at < 0)
+      throw InternalError("the tables of a layer do not fit into the shared memory of a block: " +
+                          std::to_string(bytes) + " bytes beside " + std::to_string(used()));
+    return at;
+  }
   std::size_t used() const { return used_ - kSharedBase; }
 
  private:
@@ -70,6 +78,37 @@ std::uint32_t tile_instructions(const quant::TileRun& run) {
   if (run.code == quant::TileCode::kTrellis) return run.half != 0 ? 100 : 160;
   const std::uint32_t full = (run.code == quant::TileCode::kBytes ? kBytes : kTables)[run.width];
   return run.half != 0 ? full / 2 + 20 : full;
+}
+
+/// Places the level tables that runs look up, the largest first. Two of a trellis share entries.
+void place_tables(const quant::LayerFormat& format, SharedSpace& space, SharedMap& map) {
+  std::vector<int> tables, of_trellis;
+  for (const quant::HeadLayout& head : format.heads)
+    for (const quant::SideLayout* side : {&head.k, &head.v})
+      for (int i = 0; i < side->run_count + side->outlier_runs; ++i) {
+        const quant::TileRun& run = side->runs[i];
+        const bool trellis = run.code == quant::TileCode::kTrellis;
+        if (run.code != quant::TileCode::kTable && !trellis) continue;
+        std::vector<int>& list = trellis ? of_trellis : tables;
+        if (std::ranges::find(list, run.table) != list.end()) continue;
+        list.push_back(run.table);
+        map.table_width[run.table] = trellis ? kStateBits : run.width;
+        map.table_high[run.table] = run.table;
+        map.tables = std::max(map.tables, run.table + 1);
+      }
+  for (std::size_t i = 0; i < of_trellis.size(); i += 2) tables.push_back(of_trellis[i]);
+  const auto bytes = [&](int table) {
+    return static_cast<std::size_t>(table_bytes(map.table_width[table]));
+  };
+  std::ranges::stable_sort(tables, std::ranges::greater{}, bytes);
+  for (const int table : tables)
+    map.table_address[table] = static_cast<std::int32_t>(space.require(bytes(table), bytes(table)));
+  for (std::size_t i = 1; i < of_trellis.size(); i += 2) {
+    const int low = of_trellis[i - 1], high = of_trellis[i];
+    map.table_address[high] = map.table_address[low];
+    map.table_high[low] = high;
+    map.table_high[high] = -1;
+  }
 }
 
 /// Index in kUniformWidths of a layer, or -1.
@@ -147,8 +186,6 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
                          bool split_tile, int columns, int multiprocessors) {
   DecodeShape shape;
   shape.blocks = std::min(multiprocessors, kMaxBlocks);
-  // Tables that a run looks up, the largest first.
-  std::vector<int> tables;
   std::size_t query_tiles = 0, value_tiles = 0, slot_bytes = 0, runs = 0;
   for (const quant::HeadLayout& head : format.heads) {
     query_tiles = std::max(query_tiles, static_cast<std::size_t>(head.k.tiles));
@@ -157,40 +194,20 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
     slot_bytes = std::max({slot_bytes, std::size_t{keys}, std::size_t{head.page_bytes - keys}});
     runs = std::max(runs, static_cast<std::size_t>(head.k.run_count + head.k.outlier_runs +
                                                    head.v.run_count + head.v.outlier_runs));
-    for (const quant::SideLayout* side : {&head.k, &head.v})
-      for (int i = 0; i < side->run_count + side->outlier_runs; ++i) {
-        const quant::TileRun& run = side->runs[i];
-        const bool trellis = run.code == quant::TileCode::kTrellis;
-        if (run.code != quant::TileCode::kTable && !trellis) continue;
-        shape.shared.table_width[run.table] = trellis ? kStateBits : run.width;
-        if (std::find(tables.begin(), tables.end(), run.table) == tables.end())
-          tables.push_back(run.table);
-      }
   }
-  std::stable_sort(tables.begin(), tables.end(), [&](int a, int b) {
-    return table_bytes(shape.shared.table_width[a]) > table_bytes(shape.shared.table_width[b]);
-  });
   SharedSpace space;
-  const auto take = [&](std::size_t bytes, std::size_t alignment) {
-    const std::int64_t at = space.take(bytes, alignment);
-    if (at < 0)
-      throw InternalError("level tables of a layer do not fit into shared memory: " +
-                          std::to_string(tables.size()) + " tables");
-    return static_cast<std::int32_t>(at);
-  };
-  for (const int table : tables) {
-    const auto bytes = static_cast<std::size_t>(table_bytes(shape.shared.table_width[table]));
-    shape.shared.table_address[table] = take(bytes, bytes);
-    shape.shared.tables = std::max(shape.shared.tables, table + 1);
-  }
+  place_tables(format, space, shape.shared);
   const SharedSpace behind_tables = space;
   /// What a block has once: of the rotary tile the first `rows` blocks of 16 positions.
   const auto place_block = [&](int rows) {
     space = behind_tables;
     const std::size_t bytes = static_cast<std::size_t>(phase_steps * rows * kLanes) * sizeof(uint4);
-    if (bytes > 0) shape.shared.rotary_tile = take(bytes, 128);
-    if (bytes > 0 && split_tile) shape.shared.rotary_tile_low = take(bytes, 128);
-    shape.shared.round = take(rounded(sizeof(Round)), 128);
+    const auto take = [&](std::size_t part) {
+      return static_cast<std::int32_t>(space.require(part, 128));
+    };
+    if (bytes > 0) shape.shared.rotary_tile = take(bytes);
+    if (bytes > 0 && split_tile) shape.shared.rotary_tile_low = take(bytes);
+    shape.shared.round = take(rounded(sizeof(Round)));
   };
 
   const int columns_kept = columns <= kColumns / 2 ? kColumns / 2 : kColumns;

@@ -19,9 +19,10 @@ class Streams {
   /// Word `word` of the tokens at `index` .. `index` + 3 (quant::stream_index), up to the one
   /// behind the last. A stream goes on with its first bits.
   KVPLAN_DEVICE uint4 words(int word, int index) const {
-    if (word < words_) return load_shared4(word_address(word, index));
-    uint4 four = load_shared4(word_address(0, index));
-    if (left_ == 0 || word > words_) return four;
+    const bool whole = word < words_;
+    uint4 four = load_shared4(word_address(whole ? word : 0, index));
+    if (whole || left_ == 0) [[likely]]
+      return four;
     const int shift = 8 * left_;
     four = {four.x << shift, four.y << shift, four.z << shift, four.w << shift};
     for (int plane = 0; plane < left_; ++plane) {
@@ -48,7 +49,8 @@ class TrellisReader {
  public:
   KVPLAN_DEVICE TrellisReader(const RunEntry& run, std::uint32_t at, int first_code)
       : streams_(run, at),
-        table_((std::uint32_t{run.table} << kEntryShift) + 4 * lane()),
+        table_((run.table % std::uint32_t{kHighHalves} << kEntryShift) + 4 * lane()),
+        selector_((run.table & kHighHalves) != 0 ? 0x7632 : 0x5410),
         width_(run.kind % kHalfKinds - kTrellisKinds),
         bit_(run.bit + first_code * width_) {}
   /// Goes to the next tile.
@@ -62,7 +64,11 @@ class TrellisReader {
     x[2] = moved(funnel_right(low.z, high.z, shift));
     x[3] = moved(funnel_right(low.w, high.w, shift));
   }
-  /// The value of the next code of a window, in both halves of the word.
+  /// Two words of value() as two halves.
+  KVPLAN_DEVICE std::uint32_t pair(std::uint32_t low, std::uint32_t high) const {
+    return permute(low, high, selector_);
+  }
+  /// The value of the next code of a window, in one half of the word.
   KVPLAN_DEVICE std::uint32_t value(std::uint32_t& window) const {
     const std::uint32_t found = load_shared(mask_or<0xffu << kEntryShift>(window, table_));
     window >>= width_;
@@ -74,14 +80,11 @@ class TrellisReader {
   KVPLAN_DEVICE static std::uint32_t moved(std::uint32_t window) { return window << kEntryShift; }
 
   Streams streams_;
-  std::uint32_t table_;
+  std::uint32_t table_, selector_;
   int width_, bit_;
 };
 
 KVPLAN_DEVICE bool is_trellis(const RunEntry& run) { return run.kind % kHalfKinds > kTrellisKinds; }
-KVPLAN_DEVICE std::uint32_t low_halves(std::uint32_t x, std::uint32_t y) {
-  return permute(x, y, 0x5410);
-}
 
 // sums += keys . queries over a run; rows of the tiles as trellis_row() says.
 KVPLAN_DEVICE void score_trellis(HalfSums& sums, const RunEntry& run, std::uint32_t at,
@@ -103,10 +106,10 @@ KVPLAN_DEVICE void score_trellis(HalfSums& sums, const RunEntry& run, std::uint3
         for (int row_block = 0; row_block < 2; ++row_block) {
           std::uint32_t& window = windows[2 * step + row_block];
           const std::uint32_t first = reader.value(window);
-          a[row_block] = low_halves(first, reader.value(window));
+          a[row_block] = reader.pair(first, reader.value(window));
           if (half_tile) continue;
           const std::uint32_t third = reader.value(window);
-          a[2 + row_block] = low_halves(third, reader.value(window));
+          a[2 + row_block] = reader.pair(third, reader.value(window));
         }
         mma(sums[2 * pair + step], a, q.x, q.y);
       }
@@ -135,8 +138,8 @@ KVPLAN_DEVICE void add_trellis_values(Output<Blocks>* output, const RunEntry& ru
         std::uint32_t found[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) found[k] = reader.value(windows[k]);
-        a[row_block] = low_halves(found[0], found[1]);
-        a[2 + row_block] = low_halves(found[2], found[3]);
+        a[row_block] = reader.pair(found[0], found[1]);
+        a[2 + row_block] = reader.pair(found[2], found[3]);
       }
       mma(i % 2 == 0 ? even : odd, a, p[i][0], p[i][1]);
     }

@@ -181,6 +181,17 @@ inline std::vector<PagedPlan> paged_plans() {
          return with_trellis(
              calibrated_plan(128, 16, {{6, 5, 4, 4, 3, 2, 2, 0}}, {{4, 3, 3, 3, 2, 2, 2, 1}}));
        }},
+      {"TrellisBesideFp16AndTables",
+       [] {
+         return with_exact_levels(with_trellis(calibrated_plan(
+             64, 16, {{16, 16, 16, 16}, {6, 3, 2, 1}}, {{4, 3, 2, 1}, {8, 7, 5, 2}})));
+       }},
+      {"TrellisDim256",
+       [] {
+         return with_trellis(calibrated_plan(256, 16,
+                                             {{8, 6, 5, 4, 4, 4, 3, 3, 3, 3, 2, 2, 2, 1, 1, 0}},
+                                             {std::vector<int>(16, 2)}));
+       }},
       {"Rotated2Haar", [] { return rotated_plan("turboquant:2", 64); }},
       {"Rotated2Uniform",
        [with] {
