@@ -75,7 +75,7 @@ std::uint32_t tile_instructions(const quant::TileRun& run) {
   constexpr std::uint32_t kBytes[] = {0, 28, 28, 36, 52, 69, 120, 0, 26};
   constexpr std::uint32_t kTables[] = {0, 0, 95, 70, 65, 135, 135, 135, 125};
   if (run.code == quant::TileCode::kHalf) return run.half != 0 ? 70 : 30;
-  if (run.code == quant::TileCode::kTrellis) return run.half != 0 ? 100 : 160;
+  if (run.code == quant::TileCode::kTrellis) return run.half != 0 ? 130 : 235;
   const std::uint32_t full = (run.code == quant::TileCode::kBytes ? kBytes : kTables)[run.width];
   return run.half != 0 ? full / 2 + 20 : full;
 }

@@ -25,6 +25,7 @@ class Streams {
       return four;
     const int shift = 8 * left_;
     four = {four.x << shift, four.y << shift, four.z << shift, four.w << shift};
+#pragma unroll 1
     for (int plane = 0; plane < left_; ++plane) {
       const std::uint32_t bytes =
           load_shared(word_address(words_, 0) + static_cast<std::uint32_t>(64 * plane + index));

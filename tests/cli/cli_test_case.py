@@ -28,8 +28,8 @@ def fixed_text(size):
     return text
 
 
-def make_model(folder, seed):
-    """A llama of 2 layers with a byte-level BPE tokenizer trained on TEXT."""
+def make_model(folder, seed, hidden_size=64, heads=4):
+    """A llama of 2 layers and half as many KV heads as heads, with a byte-level BPE tokenizer trained on TEXT."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, logging
@@ -40,8 +40,8 @@ def make_model(folder, seed):
     tokenizer.train([str(TEXT)], trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
                                                      show_progress=False))
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+    config = LlamaConfig(vocab_size=tokenizer.get_vocab_size(), hidden_size=hidden_size, intermediate_size=96, num_hidden_layers=2,
+                         num_attention_heads=heads, num_key_value_heads=heads // 2, max_position_embeddings=256, tie_word_embeddings=True,
                          initializer_range=0.2, eos_token_id=None)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -4,7 +4,7 @@ import json
 import shutil
 import unittest
 
-from cli_test_case import CliTest, MODEL, PROFILE, main, make_model, setUpModule, tearDownModule
+from cli_test_case import CliTest, MODEL, PROFILE, TEXT, main, make_model, profile_args, run, setUpModule, tearDownModule
 
 
 class Generate(CliTest):
@@ -155,6 +155,24 @@ class Runtimes(CliTest):
         self.assertLess(abs(paged / simulated - 1), 0.02)
         table = self.succeeds("inspect", plan / "validation.json").stdout
         self.assertIn("decode, reference", table)
+
+    def test_trellis_plans_in_pages(self):
+        model, profile, plan = (self.folder / name for name in ("model", "profile", "plan"))
+        make_model(model, 2, hidden_size=128, heads=2)  # head_dim 64: a trellis needs 32 coordinates
+        args = profile_args(profile)
+        args[args.index(MODEL)] = model
+        self.succeeds(*args)
+        self.succeeds("plan", "--profile", profile, "--bits", 2.5, "--context", 256, "--code", "tcq", "--group-size", 8, "--out", plan)
+        self.assertIn(b'"lut.', (plan / "plan.safetensors").read_bytes()[:4096])
+        done = run("validate", "--model", model, "--text", TEXT, "--part", "0.5:1", "--window", 200, "--windows", 3, "--plan", plan, "--mode",
+                   "decode", "--runtime", "cpu,reference", "--baselines", "none", "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        simulated, paged = (c["kl"]["mean"] for c in json.loads(done.stdout)["candidates"] if c["name"] == "plan")
+        self.assertLess(abs(paged / simulated - 1), 0.02)
+        size = json.loads(self.succeeds("size", "--plan", plan, "--context", 256, "--json").stdout)
+        self.assertAlmostEqual(size["packed_bytes_per_token"] * 8 / (2 * 2 * 64), 2.5, delta=0.1)
+        g = json.loads(self.succeeds("generate", "--model", model, "--prompt", Generate.PROMPT, "--max-tokens", 8, "--plan", plan, "--json").stdout)
+        self.assertLess(g["cache_bytes"], g["fp16_bytes"])
 
     def test_refusals(self):
         plan = self.plan("plan")

@@ -340,14 +340,17 @@ TEST_F(Runtime, AttendsWithWindowsCapsAndScales) {
 }
 
 TEST_F(Runtime, ServesEveryGroupSize) {
-  const PlanBundle bundle = calibrated_plan(64, 16, {{4, 3, 2, 2}}, {{3, 3, 2, 0}});
-  for (const int queries_per_kv : {1, 2, 3, 4, 5, 7, 8, 9, 12, 16}) {
-    SCOPED_TRACE(queries_per_kv);
-    Both both(bundle, geometry_of(bundle, queries_per_kv, 2, 200));
-    both.step({{0, 140}, {1, 20}}, {});
-    both.step({{1, 1}, {0, 1}});
-    both.step({{1, 4}, {0, 3}});
-  }
+  const PlanBundle scalar = calibrated_plan(64, 16, {{4, 3, 2, 2}}, {{3, 3, 2, 0}});
+  const PlanBundle trellis =
+      with_trellis(calibrated_plan(64, 8, {{6, 4, 4, 3, 2, 2, 1, 0}}, {{3, 3, 3, 2, 2, 2, 2, 1}}));
+  for (const int queries_per_kv : {1, 2, 3, 4, 5, 7, 8, 9, 12, 16})
+    for (const PlanBundle* bundle : {&scalar, &trellis}) {
+      SCOPED_TRACE(std::to_string(queries_per_kv) + " " + bundle->plan.code);
+      Both both(*bundle, geometry_of(*bundle, queries_per_kv, 2, 200));
+      both.step({{0, 140}, {1, 20}}, {});
+      both.step({{1, 1}, {0, 1}});
+      both.step({{1, 4}, {0, 3}});
+    }
 }
 
 TEST_F(Runtime, GrowsTokenByTokenOverAPage) {

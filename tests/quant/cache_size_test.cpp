@@ -131,7 +131,7 @@ TEST(CacheSize, RefusesWhatCannotBe) {
   bundle.plan.sink_tokens = -1;
   EXPECT_THROW(cache_size(bundle, geometry()), InputError);
   bundle = plan();
-  bundle.plan.code = "tcq";
+  bundle.plan.code = "polar";
   EXPECT_THROW(cache_size(bundle, geometry()), InputError);
 }
 
