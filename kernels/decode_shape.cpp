@@ -16,6 +16,13 @@ constexpr std::size_t kMaxShared = 227 * 1024;
 constexpr int kRows = quant::kPageTokens / 16;
 constexpr int kLanes = quant::kWarpLanes;
 
+[[noreturn]] void refuse_plan() {
+  throw InputError("plan.json", "/layers",
+                   "the tables of a layer leave attention no room in the shared memory of a "
+                   "multiprocessor; plan with fewer different widths in a layer, or with codebooks "
+                   "on bytes (lloyd_max_byte, uniform)");
+}
+
 /// First fit of aligned ranges in the shared window.
 class SharedSpace {
  public:
@@ -32,12 +39,10 @@ class SharedSpace {
     }
     return -1;
   }
-  /// -> address. InternalError when it does not fit.
+  /// -> address. InputError when it does not fit.
   std::int64_t require(std::size_t bytes, std::size_t alignment) {
     const std::int64_t at = take(bytes, alignment);
-    if (at < 0)
-      throw InternalError("the tables of a layer do not fit into the shared memory of a block: " +
-                          std::to_string(bytes) + " bytes beside " + std::to_string(used()));
+    if (at < 0) refuse_plan();
     return at;
   }
   std::size_t used() const { return used_ - kSharedBase; }
@@ -306,8 +311,7 @@ DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int pha
   }
   for (int warps = kDecodeWarps; warps > 0; --warps)
     if (place(warps, rounded(2 * slot + 2 * frequencies * sizeof(float2)))) return shape;
-  throw InternalError("no warp of the decode kernel fits into shared memory at head_dim " +
-                      std::to_string(head_dim));
+  refuse_plan();
 }
 
 }  // namespace kvplan::kernels

@@ -336,7 +336,7 @@ struct DecodeShape {
   SharedMap shared;
 };
 LayerCodes layer_codes(const quant::LayerFormat& format);
-/// InternalError when not even one warp fits.
+/// InputError when not even one warp fits.
 DecodeShape decode_shape(const quant::LayerFormat& format, int head_dim, int phase_steps,
                          bool split_tile, int columns, int multiprocessors);
 /// Allows the decode kernels that much shared memory; once per device.

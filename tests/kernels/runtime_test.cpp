@@ -353,6 +353,14 @@ TEST_F(Runtime, ServesEveryGroupSize) {
     }
 }
 
+TEST_F(Runtime, RefusesTablesThatLeaveNoRoom) {
+  std::vector<int> widths;
+  for (int i = 0; i < 32; ++i) widths.push_back(8 - i / 4);
+  PlanBundle bundle = with_exact_levels(with_trellis(calibrated_plan(256, 8, {widths}, {widths})));
+  for (float& mean : bundle.tensors.layers[0].k.mean.data) mean *= 100;  // needs both rotary tiles
+  EXPECT_THROW(Both(bundle, geometry_of(bundle, 8)), InputError);
+}
+
 TEST_F(Runtime, GrowsTokenByTokenOverAPage) {
   const PlanBundle bundle = mixed_plan();
   Both both(bundle, geometry_of(bundle));
