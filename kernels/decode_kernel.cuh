@@ -24,16 +24,21 @@ template <int Blocks>
 KVPLAN_DEVICE void fill_shared(const AttentionView& v, const BlockMemory<Blocks>& memory) {
   const SharedMap& map = memory.map;
   for (int table = 0; table < map.tables; ++table) {
-    if (map.table_address[table] == 0 || map.table_high[table] < 0) continue;
+    if (map.table_address[table] == 0) continue;
     const int width = map.table_width[table];
-    const float *levels = v.layer.levels + 256 * table,
-                *high = v.layer.levels + 256 * map.table_high[table];
+    const float* levels = v.layer.levels + 256 * table;
     auto* const to = memory.template at<std::uint32_t>(map.table_address[table]);
+    if (map.of_trellis[table]) {
+      constexpr int kStates = 1 << kStateBits;
+      for (int e = thread(); e < trellis_entries(width); e += threads())
+        to[e] = pack_halves(levels[e % kStates], levels[e >> width]);
+      continue;
+    }
     const int mask = (1 << width) - 1;
     for (int e = thread(); e < table_bytes(width) / 4; e += threads()) {
       const int index = e / kLanes;
       to[e] = width <= kMaxPairWidth ? pack_halves(levels[index & mask], levels[index >> width])
-                                     : pack_halves(levels[index], high[index]);
+                                     : pack_halves(levels[index], levels[index]);
     }
   }
   const auto copy = [&](int address, const uint4* from) {

@@ -80,40 +80,34 @@ std::uint32_t tile_instructions(const quant::TileRun& run) {
   constexpr std::uint32_t kBytes[] = {0, 28, 28, 36, 52, 69, 120, 0, 26};
   constexpr std::uint32_t kTables[] = {0, 0, 95, 70, 65, 135, 135, 135, 125};
   if (run.code == quant::TileCode::kHalf) return run.half != 0 ? 70 : 30;
-  if (run.code == quant::TileCode::kTrellis) return run.half != 0 ? 130 : 235;
+  if (run.code == quant::TileCode::kTrellis) return run.half != 0 ? 110 : 165;
   const std::uint32_t full = (run.code == quant::TileCode::kBytes ? kBytes : kTables)[run.width];
   return run.half != 0 ? full / 2 + 20 : full;
 }
 
-/// Places the level tables that runs look up, the largest first. Two of a trellis share entries.
+/// Places the level tables that runs look up, the largest first, each on a multiple of its size.
 void place_tables(const quant::LayerFormat& format, SharedSpace& space, SharedMap& map) {
-  std::vector<int> tables, of_trellis;
+  std::vector<int> tables;
   for (const quant::HeadLayout& head : format.heads)
     for (const quant::SideLayout* side : {&head.k, &head.v})
       for (int i = 0; i < side->run_count + side->outlier_runs; ++i) {
         const quant::TileRun& run = side->runs[i];
         const bool trellis = run.code == quant::TileCode::kTrellis;
         if (run.code != quant::TileCode::kTable && !trellis) continue;
-        std::vector<int>& list = trellis ? of_trellis : tables;
-        if (std::ranges::find(list, run.table) != list.end()) continue;
-        list.push_back(run.table);
-        map.table_width[run.table] = trellis ? kStateBits : run.width;
-        map.table_high[run.table] = run.table;
+        if (std::ranges::find(tables, run.table) != tables.end()) continue;
+        tables.push_back(run.table);
+        map.table_width[run.table] = run.width;
+        map.of_trellis[run.table] = trellis;
         map.tables = std::max(map.tables, run.table + 1);
       }
-  for (std::size_t i = 0; i < of_trellis.size(); i += 2) tables.push_back(of_trellis[i]);
   const auto bytes = [&](int table) {
-    return static_cast<std::size_t>(table_bytes(map.table_width[table]));
+    const int width = map.table_width[table];
+    return static_cast<std::size_t>(map.of_trellis[table] ? 4 * trellis_entries(width)
+                                                          : table_bytes(width));
   };
   std::ranges::stable_sort(tables, std::ranges::greater{}, bytes);
   for (const int table : tables)
     map.table_address[table] = static_cast<std::int32_t>(space.require(bytes(table), bytes(table)));
-  for (std::size_t i = 1; i < of_trellis.size(); i += 2) {
-    const int low = of_trellis[i - 1], high = of_trellis[i];
-    map.table_address[high] = map.table_address[low];
-    map.table_high[low] = high;
-    map.table_high[high] = -1;
-  }
 }
 
 /// Index in kUniformWidths of a layer, or -1.

@@ -154,12 +154,9 @@ KVPLAN_DEVICE void list_runs(const AttentionView& v, const BlockMemory<Blocks>& 
       reinterpret_cast<uint4*>(runs)[i] = from[i];
     if (memory.map.tables == 0) continue;
     sync_warp();
-    for (int i = lane(); i < v.layer.most_runs; i += quant::kWarpLanes) {
-      const int table = runs[i].table % kMaxLevelTables;
-      runs[i].table =
-          static_cast<std::uint16_t>(memory.map.table_address[table] >> kEntryShift |
-                                     (memory.map.table_high[table] < 0 ? kHighHalves : 0));
-    }
+    for (int i = lane(); i < v.layer.most_runs; i += quant::kWarpLanes)
+      runs[i].table = static_cast<std::uint16_t>(
+          memory.map.table_address[runs[i].table % kMaxLevelTables] >> kEntryShift);
   }
 }
 

@@ -50,39 +50,36 @@ class TrellisReader {
  public:
   KVPLAN_DEVICE TrellisReader(const RunEntry& run, std::uint32_t at, int first_code)
       : streams_(run, at),
-        table_((run.table % std::uint32_t{kHighHalves} << kEntryShift) + 4 * lane()),
-        selector_((run.table & kHighHalves) != 0 ? 0x7632 : 0x5410),
         width_(run.kind % kHalfKinds - kTrellisKinds),
+        table_(std::uint32_t{run.table} << kEntryShift),
+        mask_(static_cast<std::uint32_t>(trellis_entries(width_) - 1) << kIndexShift),
         bit_(run.bit + first_code * width_) {}
   /// Goes to the next tile.
   KVPLAN_DEVICE void advance() { bit_ += quant::kTileCoordinates * width_; }
-  /// 32 bits of four tokens from the lane's first code on; value() takes and moves them.
+  /// The bits of four tokens from the lane's first code on, for pair().
   KVPLAN_DEVICE void windows(std::uint32_t (&x)[4], int index) const {
     const int word = bit_ / 32, shift = bit_ % 32;
     const uint4 low = streams_.words(word, index), high = streams_.words(word + 1, index);
-    x[0] = moved(funnel_right(low.x, high.x, shift));
-    x[1] = moved(funnel_right(low.y, high.y, shift));
-    x[2] = moved(funnel_right(low.z, high.z, shift));
-    x[3] = moved(funnel_right(low.w, high.w, shift));
+    // Codes and states of a lane take at most 20 bits.
+    x[0] = funnel_right(low.x, high.x, shift) << kIndexShift;
+    x[1] = funnel_right(low.y, high.y, shift) << kIndexShift;
+    x[2] = funnel_right(low.z, high.z, shift) << kIndexShift;
+    x[3] = funnel_right(low.w, high.w, shift) << kIndexShift;
   }
-  /// Two words of value() as two halves.
-  KVPLAN_DEVICE std::uint32_t pair(std::uint32_t low, std::uint32_t high) const {
-    return permute(low, high, selector_);
-  }
-  /// The value of the next code of a window, in one half of the word.
-  KVPLAN_DEVICE std::uint32_t value(std::uint32_t& window) const {
-    const std::uint32_t found = load_shared(mask_or<0xffu << kEntryShift>(window, table_));
-    window >>= width_;
+  /// The values of the next two codes of a window, which moves behind them.
+  KVPLAN_DEVICE std::uint32_t pair(std::uint32_t& window) const {
+    const std::uint32_t found = load_shared((window & mask_) | table_);
+    window >>= 2 * width_;
     return found;
   }
 
  private:
-  /// To the index bits of a table's address. Codes and states of a lane take at most 20 bits.
-  KVPLAN_DEVICE static std::uint32_t moved(std::uint32_t window) { return window << kEntryShift; }
+  static constexpr int kIndexShift = 2;  // an entry takes 4 bytes
 
   Streams streams_;
-  std::uint32_t table_, selector_;
-  int width_, bit_;
+  int width_;
+  std::uint32_t table_, mask_;
+  int bit_;
 };
 
 KVPLAN_DEVICE bool is_trellis(const RunEntry& run) { return run.kind % kHalfKinds > kTrellisKinds; }
@@ -106,11 +103,8 @@ KVPLAN_DEVICE void score_trellis(HalfSums& sums, const RunEntry& run, std::uint3
 #pragma unroll
         for (int row_block = 0; row_block < 2; ++row_block) {
           std::uint32_t& window = windows[2 * step + row_block];
-          const std::uint32_t first = reader.value(window);
-          a[row_block] = reader.pair(first, reader.value(window));
-          if (half_tile) continue;
-          const std::uint32_t third = reader.value(window);
-          a[2 + row_block] = reader.pair(third, reader.value(window));
+          a[row_block] = reader.pair(window);
+          if (!half_tile) a[2 + row_block] = reader.pair(window);
         }
         mma(sums[2 * pair + step], a, q.x, q.y);
       }
@@ -132,16 +126,13 @@ KVPLAN_DEVICE void add_trellis_values(Output<Blocks>* output, const RunEntry& ru
     for (int i = 0; i < kRows; ++i) {
       std::uint32_t windows[4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9
       reader.windows(windows, 16 * i + 4 * t);
-      std::uint32_t a[4] = {};
+      std::uint32_t found[4];  // rows g and g + 8
 #pragma unroll
-      for (int row_block = 0; row_block < 2; ++row_block) {
-        if (row_block == 1 && half_tile) continue;
-        std::uint32_t found[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) found[k] = reader.value(windows[k]);
-        a[row_block] = reader.pair(found[0], found[1]);
-        a[2 + row_block] = reader.pair(found[2], found[3]);
-      }
+      for (int k = 0; k < 4; ++k) found[k] = reader.pair(windows[k]);
+      std::uint32_t a[4] = {permute(found[0], found[1], 0x5410), 0,
+                            permute(found[2], found[3], 0x5410), 0};
+      if (!half_tile)
+        a[1] = permute(found[0], found[1], 0x7632), a[3] = permute(found[2], found[3], 0x7632);
       mma(i % 2 == 0 ? even : odd, a, p[i][0], p[i][1]);
     }
     add_output(output[j * kLanes + lane()], even, odd, unit);

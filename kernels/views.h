@@ -25,7 +25,7 @@ inline constexpr float kLowScale = 2048;
 inline constexpr std::uint32_t kSharedBase = 1024;  // where the shared window of a block starts
 
 // Level tables in shared memory: an entry holds two halves, repeated for the 32 lanes: the levels
-// of a pair of codes or, beyond kMaxPairWidth bits, one level twice or those of two trellis tables.
+// of a pair of codes or, beyond kMaxPairWidth bits, one level twice.
 inline constexpr int kEntryShift = 7;  // an entry takes 128 bytes
 inline constexpr int kMaxPairWidth =
     4;  // up to here an entry is a pair of codes, above a single code
@@ -74,8 +74,7 @@ struct EncoderView {
 
 /// A run of tiles, as a block keeps the lists of them in shared memory.
 struct alignas(16) RunEntry {
-  std::uint16_t table;  // in memory its index, in shared memory its address >> kEntryShift, and
-                        // kHighHalves
+  std::uint16_t table;  // in memory its index, in shared memory its address >> kEntryShift
   std::uint16_t bytes;  // of a tile; of a trellis 0: its tiles lie in the streams behind the others
   std::uint8_t kind;    // tile_kind
   std::uint8_t tiles;
@@ -101,9 +100,11 @@ constexpr int trellis_row(Side side, int position) {
   return side == Side::kKey ? position / 4 * 2 + position % 2 + position % 4 / 2 * 8
                             : position / 2 + position % 2 * 8;
 }
-/// Bits of an index into a trellis' table: the state. Two tables share the entries.
+/// Tables of a trellis in shared memory: an entry, once for all lanes, holds as two halves the
+/// values of two codes in a row; its index is the bits from the first code on that the states of
+/// both take.
 inline constexpr int kStateBits = 8;
-inline constexpr std::uint16_t kHighHalves = 0x8000;  // of RunEntry::table
+constexpr int trellis_entries(int width) { return 1 << (kStateBits + width); }
 
 inline constexpr std::size_t kPageListBytes = 64;
 inline constexpr int kMostSlots = 8;  // of a ring of halves of pages
@@ -113,9 +114,8 @@ inline constexpr int kMostSlots = 8;  // of a ring of halves of pages
 struct SharedMap {
   std::int32_t tables = 0;                           // behind the last one there is
   std::int32_t table_address[kMaxLevelTables] = {};  // a multiple of the table's size; 0: not there
-  std::int32_t table_width[kMaxLevelTables] = {};    // bits of an index: a code, a state
-  std::int32_t table_high[kMaxLevelTables] = {};  // whose levels the high halves of entries of one
-                                                  // index are; -1: this table is such itself
+  std::int32_t table_width[kMaxLevelTables] = {};    // bits of a code
+  bool of_trellis[kMaxLevelTables] = {};
   std::int32_t rotary_tile = 0, rotary_tile_low = 0;  // 0: none
   std::int32_t round = 0;                             // Round
 

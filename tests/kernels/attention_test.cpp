@@ -424,8 +424,10 @@ std::vector<SharedPart> shared_parts(const DecodeShape& shape, int phase_steps) 
       {"outputs", map.outputs, std::int64_t{shape.block_warps} * map.output_bytes},
       {"feeds", map.feeds, std::int64_t{shape.block_warps} * map.feed_bytes}};
   for (int t = 0; t < map.tables; ++t)
-    if (map.table_address[t] != 0 && map.table_high[t] >= 0)  // else in the entries of another
-      parts.push_back({"table", map.table_address[t], table_bytes(map.table_width[t])});
+    if (map.table_address[t] != 0)
+      parts.push_back({"table", map.table_address[t],
+                       map.of_trellis[t] ? 4 * trellis_entries(map.table_width[t])
+                                         : table_bytes(map.table_width[t])});
   if (map.rotary_tile != 0) parts.push_back({"rotary tile", map.rotary_tile, rotary});
   if (map.rotary_tile_low != 0) parts.push_back({"low tile", map.rotary_tile_low, rotary});
   return parts;
