@@ -62,7 +62,7 @@ at::Tensor Generator::attend_fp16(const at::Tensor& q, const forward::LayerKv& k
   const std::int64_t count = q.size(kTokenDim), end = position_ + count;
   cache.k.narrow(kTokenDim, position_, count).copy_(kv.k);
   cache.v.narrow(kTokenDim, position_, count).copy_(kv.v);
-  // A step takes its queries in fp16, as pages do: a plan of fp16 changes no number.
+  // A step takes its queries in fp16, as pages do: a plan of fp16 changes the order of sums alone.
   const at::Tensor queries = position_ == 0 ? q : q.to(at::kHalf).to(q.scalar_type());
   return forward::causal_attention(queries, cache.k.narrow(kTokenDim, 0, end),
                                    cache.v.narrow(kTokenDim, 0, end),

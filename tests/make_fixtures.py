@@ -8,7 +8,7 @@ OUTDIR/{name}/oracle.safetensors
     layers.{l}.k_pre, layers.{l}.k (after rotary), layers.{l}.v [2,kv_heads,T,head_dim] F32,
     layers.{l}.inv_freq [rotary_dim/2] F32 (not for learned positions),
     short.*: the same of the first 12 tokens alone,
-    greedy.prompts [2,P], greedy.tokens [2,16] I64: what generate() appends to the prompts with an fp16 cache
+    greedy.prompts [2,P], greedy.tokens [2,16] I64: what generate() appends to the prompts with an fp16 cache and fp16 queries
 OUTDIR/{name}[_q8_0].gguf      the same weights as llama.cpp's converter would write them
 OUTDIR/dequantize.safetensors  {TYPE}.bytes U8, {TYPE}.values F32: random blocks of each ggml type
 
@@ -17,8 +17,11 @@ Deterministic. Needs torch, transformers, safetensors, gguf and numpy.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
+import sys
+import unittest.mock
 from dataclasses import dataclass, field
 
 import gguf
@@ -244,6 +247,20 @@ def attention_of(network) -> list:
     return [layer.attn if hasattr(layer, "attn") else layer.self_attn for layer in body]
 
 
+@contextlib.contextmanager
+def half_queries(network):
+    """Queries of steps rounded to fp16, as kvplan generates."""
+    module = sys.modules[type(attention_of(network)[0]).__module__]
+    attend = module.eager_attention_forward
+
+    def attend_in_steps(layer, query, key, *args, **kwargs):
+        is_step = query.shape[2] < key.shape[2]
+        return attend(layer, query.half().float() if is_step else query, key, *args, **kwargs)
+
+    with unittest.mock.patch.object(module, "eager_attention_forward", attend_in_steps):
+        yield
+
+
 def keys_before_rotary(module, output, head_dim: int, kv_heads: int) -> torch.Tensor:
     """[batch, kv_heads, tokens, head_dim] from what the last module before rotary returns."""
     if output.ndim == 4:
@@ -303,14 +320,15 @@ def oracle(network) -> dict:
     prompts = ids[:, :PROMPT_TOKENS]
     tensors = forward(network, ids) | forward(network, ids[:, :SHORT_TOKENS], "short.")
     network.generation_config.eos_token_id = None
-    generated = network.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),  # token 0 is a token here, not padding
-        max_new_tokens=GREEDY_TOKENS,
-        do_sample=False,
-        pad_token_id=0,
-        past_key_values=HalfCache(),
-    )
+    with half_queries(network):
+        generated = network.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),  # token 0 is a token here, not padding
+            max_new_tokens=GREEDY_TOKENS,
+            do_sample=False,
+            pad_token_id=0,
+            past_key_values=HalfCache(),
+        )
     tensors |= {"greedy.prompts": prompts, "greedy.tokens": generated[:, PROMPT_TOKENS:]}
     return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
 
